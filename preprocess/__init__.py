@@ -1,0 +1,1 @@
+"""From the raw releases to the files that training reads: ``python -m preprocess NAME``."""

@@ -1,0 +1,55 @@
+"""Prepare a data set of the Long Range Arena for training.
+
+Every data set has its manual: ``python -m preprocess NAME --help``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+from types import FrameType, ModuleType
+
+from fairseq_csp.errors import UserError
+from preprocess import listops
+
+COMMANDS: dict[str, ModuleType] = {
+    "listops": listops,
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return the exit status: 0, 1 (an error, told in one line), or 130."""
+    parser = argparse.ArgumentParser(prog="python -m preprocess", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="NAME")
+    for name, module in COMMANDS.items():
+        command = commands.add_parser(
+            name,
+            help=module.__doc__.splitlines()[0],
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    parsed = parser.parse_args(arguments)
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        parsed.run(parsed)
+    except (UserError, OSError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted: nothing was left half-written\n")
+        return 130
+    return 0
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,151 @@
+"""Raw releases read file by file: a directory, a tar archive of any compression, or a zip.
+
+Nothing is unpacked to disk and the kind is told from the content, not from the name. Archive
+members that are absolute, climb out of the archive, or are links or devices are refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import lzma
+import os
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import BinaryIO
+
+from tqdm import tqdm
+
+from fairseq_csp.errors import UserError
+
+_DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError)
+_BLOCK = 1 << 20
+
+
+class RawRelease:
+    """The files of one raw release.
+
+    Args:
+        path: A directory or an archive.
+
+    Raises:
+        UserError: ``path`` does not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.exists():
+            raise UserError(f"--raw {path}: there is no such file or directory")
+        self.path = path
+        self._read: list[Path] = []
+
+    def files(self, wanted: Callable[[str], bool]) -> Iterator[tuple[str, BinaryIO]]:
+        """Yield (name, open file) of each file whose name ``wanted`` accepts.
+
+        Names are relative to the release, with ``/``; directories are walked in sorted order,
+        archives in theirs. A file must be read before the next one is asked for.
+
+        Raises:
+            UserError: the archive is damaged, of an unknown kind, or has an unsafe member.
+        """
+        if self.path.is_dir():
+            yield from self._directory_files(wanted)
+            return
+        try:
+            if zipfile.is_zipfile(self.path):
+                yield from self._zip_files(wanted)
+            else:
+                yield from self._tar_files(wanted)
+        except _DAMAGED as error:
+            raise UserError(
+                f"{self.path} cannot be read as a tar or zip archive ({error}); "
+                "it is cut short or damaged: download it again"
+            ) from error
+
+    def where(self, name: str) -> str:
+        """Return how a message should call the file ``name`` of this release."""
+        return str(self.path / name) if self.path.is_dir() else f"{self.path}: {name}"
+
+    def description(self) -> dict[str, object]:
+        """Return the release's name and SHA-256, for the summary.
+
+        The hash is that of the archive; of a directory, that of the names and contents of the
+        files that were read, in order.
+        """
+        if not self.path.is_dir():
+            return {"file": self.path.name, "sha256": _sha256(self.path)}
+        digest = hashlib.sha256()
+        for path in tqdm(self._read, "hashing the raw files", unit=" files", leave=False):
+            digest.update(f"{path.relative_to(self.path).as_posix()}\0{_sha256(path)}\n".encode())
+        return {
+            "directory": self.path.name,
+            "files": len(self._read),
+            "sha256": digest.hexdigest(),
+        }
+
+    def _directory_files(self, wanted: Callable[[str], bool]) -> Iterator[tuple[str, BinaryIO]]:
+        self._read.clear()
+        with tqdm(desc=f"reading {self.path.name}", unit=" files", leave=False) as progress:
+            for folder, subfolders, names in os.walk(self.path):
+                subfolders.sort()
+                for name in sorted(names):
+                    path = Path(folder, name)
+                    relative = path.relative_to(self.path).as_posix()
+                    if wanted(relative):
+                        self._read.append(path)
+                        with open(path, "rb") as file:
+                            yield relative, file
+                        progress.update()
+
+    def _tar_files(self, wanted: Callable[[str], bool]) -> Iterator[tuple[str, BinaryIO]]:
+        with (
+            open(self.path, "rb") as raw,
+            tarfile.open(fileobj=raw, mode="r|*", bufsize=_BLOCK) as archive,
+            self._progress() as progress,
+        ):
+            while (member := archive.next()) is not None:
+                archive.members.clear()  # millions of members would fill the memory
+                self._check(member.name, member.isfile() or member.isdir())
+                if member.isfile() and wanted(member.name.removeprefix("./")):
+                    yield member.name.removeprefix("./"), archive.extractfile(member)
+                progress.update(raw.tell() - progress.n)
+
+    def _zip_files(self, wanted: Callable[[str], bool]) -> Iterator[tuple[str, BinaryIO]]:
+        with zipfile.ZipFile(self.path) as archive, self._progress() as progress:
+            for member in archive.infolist():
+                kind = stat.S_IFMT(member.external_attr >> 16)
+                self._check(member.filename, kind in (0, stat.S_IFREG, stat.S_IFDIR))
+                if not member.is_dir() and wanted(member.filename.removeprefix("./")):
+                    with archive.open(member) as file:
+                        yield member.filename.removeprefix("./"), file
+                progress.update(member.compress_size)
+
+    def _progress(self) -> tqdm:
+        return tqdm(
+            desc=f"reading {self.path.name}",
+            total=self.path.stat().st_size,
+            unit="B",
+            unit_scale=True,
+            leave=False,
+        )
+
+    def _check(self, name: str, plain: bool) -> None:
+        if not plain:
+            reason = "is a link or a device"
+        elif name.startswith("/") or PureWindowsPath(name).drive:
+            reason = "has an absolute path"
+        elif ".." in PurePosixPath(name.replace("\\", "/")).parts:
+            reason = "climbs out of the archive"
+        else:
+            return
+        raise UserError(f"{self.path}: member {name!r} {reason}; the archive is refused")
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()

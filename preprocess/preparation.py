@@ -1,0 +1,98 @@
+"""What the preparation of every data set shares: its options, and how it ends."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from fairseq_csp.errors import UserError
+from preprocess.directories import new_directory
+from preprocess.sources import DataSet
+from preprocess.summary import Figures, check_counts, format_table, write_summary
+
+
+def positive(text: str) -> int:
+    """Read a command-line value that must be a whole number above zero."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above zero")
+    return value
+
+
+positive.__name__ = "whole number"  # argparse quotes it: "invalid whole number value: 'x'"
+
+
+def add_common_arguments(parser: argparse.ArgumentParser, data_set: DataSet) -> None:
+    """Add the options that every data set has."""
+    parser.add_argument(
+        "--raw",
+        type=Path,
+        metavar="PATH",
+        help="the raw release: archive as downloaded, or unpacked directory "
+        f"(default: {data_set.download.file} in lra_data/raw/)",
+    )
+    parser.add_argument(
+        "--demo",
+        action="store_true",
+        help=f"make a small synthetic stand-in instead, in {data_set.demo_directory}",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help=f"the result (default: {data_set.directory})"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing result")
+    parser.add_argument(
+        "--limit", type=positive, metavar="N", help="keep at most N examples of each split"
+    )
+    parser.add_argument("--seed", type=int, default=42, help="default: %(default)s")
+    parser.add_argument(
+        "--workers",
+        type=positive,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="processes; the result does not depend on it (default: all cores, here %(default)s)",
+    )
+
+
+def prepare(
+    data_set: DataSet,
+    arguments: argparse.Namespace,
+    fill: Callable[[Path], Figures],
+    *,
+    expected: Mapping[str, int],
+    source: Callable[[], Mapping[str, object]],
+    options: Mapping[str, object],
+) -> None:
+    """Write one set as a whole: fill a new directory, check it, sum it up, print the table.
+
+    Args:
+        data_set: Which one.
+        arguments: The common options.
+        fill: Writes the files into an empty directory and returns the figures.
+        expected: Examples that each split must have; not checked under ``--limit``.
+        source: Called after ``fill``; tells where the data came from, for the summary.
+        options: The options that shaped the set, for the summary.
+
+    Raises:
+        UserError: the target exists without ``--overwrite``, or a count is wrong.
+    """
+    target = arguments.out or (data_set.demo_directory if arguments.demo else data_set.directory)
+    with new_directory(target, overwrite=arguments.overwrite) as directory:
+        figures = fill(directory)
+        for split, value in figures.splits.items():
+            if not value.examples:
+                raise UserError(f"{data_set.name}: found no example for the {split} split")
+        if arguments.limit is None:
+            check_counts(data_set.name, figures, expected)
+        counts = {split: value.examples for split, value in figures.splits.items()}
+        write_summary(
+            directory,
+            data_set.name,
+            figures,
+            limited=counts != data_set.counts,
+            source=source(),
+            options=options,
+        )
+    sys.stdout.write(f"{data_set.name}: wrote {target}\n{format_table(figures)}")
