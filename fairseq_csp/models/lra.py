@@ -1,0 +1,145 @@
+"""The LRA classifier: an encoder of any family and a small head."""
+
+import logging
+
+import torch
+from fairseq.data import Dictionary
+from fairseq.models import BaseFairseqModel, register_model
+from fairseq.tasks import FairseqTask
+from torch import Tensor, nn
+
+from fairseq_csp.errors import UserError
+from fairseq_csp.models.config import LRAConfig
+from fairseq_csp.models.mega import MegaEncoder
+from fairseq_csp.models.trimming import trimmed_parts
+from fairseq_csp.modules.norms import BATCH_NORMS
+from fairseq_csp.modules.pointwise import activation
+from fairseq_csp.modules.rows import Rows
+
+logger = logging.getLogger(__name__)
+
+ENCODERS = {"mega": MegaEncoder}
+
+
+class LRAEncoder(nn.Module):
+    """An encoder of one family, applied without work on padding where that is exact.
+
+    Args:
+        cfg: the model's configuration.
+        dictionary: symbols of the source; None for images.
+    """
+
+    def __init__(self, cfg: LRAConfig, dictionary: Dictionary | None) -> None:
+        super().__init__()
+        self.encoder = ENCODERS[str(cfg.layer_type)](cfg, dictionary)
+        self.trim = not cfg.keep_padding
+
+    def forward(self, source: Tensor, lengths: Tensor | None) -> Tensor:
+        """Encode (batch, positions) with lengths (batch,) to (batch, dim).
+
+        Raises:
+            ValueError: a length is not between 1 and the number of positions.
+        """
+        rows = Rows.of(lengths, *source.shape, source.device)
+        parts = trimmed_parts(rows.host) if self.trim and not rows.full else []
+        if len(parts) == 0:
+            return self.encoder(source, rows)
+        vectors = []
+        for part in parts:
+            host = [rows.host[row] for row in part]
+            trimmed = source[torch.tensor(part).to(source.device), : max(host)]
+            vectors.append(self.encoder(trimmed, Rows(host, max(host), source.device)))
+        order = torch.tensor([row for part in parts for row in part]).argsort()
+        return torch.cat(vectors)[order.to(source.device)]
+
+
+@register_model("lra", dataclass=LRAConfig)
+class LRAModel(BaseFairseqModel):
+    """``classifier(rep(src))``, or ``classifier(rep(src1), rep(src))`` for two documents.
+
+    Args:
+        cfg: the model's configuration.
+        dictionary: symbols of the source; None for images.
+        documents: how many documents an example has, 1 or 2.
+    """
+
+    def __init__(self, cfg: LRAConfig, dictionary: Dictionary | None, documents: int = 1) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.encoder = LRAEncoder(cfg, dictionary)
+        width = documents * vector_dim(cfg)
+        if cfg.classifier_in_dim not in (None, width):
+            raise UserError(
+                f"--classifier-in-dim is {cfg.classifier_in_dim}, but {documents} document(s) of "
+                f"this encoder give {width} channels: leave the flag out"
+            )
+        self.classifier = nn.ModuleList()
+        for _ in range(cfg.classifier_layers):
+            self.classifier.append(
+                nn.Sequential(
+                    _xavier_linear(width, cfg.classifier_out_dim), nn.Dropout(cfg.dropout)
+                )
+            )
+            width = cfg.classifier_out_dim
+        self.classifier_activation = activation(str(cfg.classifier_activation_fn))
+        self.sentence_projection_layer = _xavier_linear(width, cfg.sentence_class_num, bias=False)
+
+    @classmethod
+    def build_model(cls, cfg: LRAConfig, task: FairseqTask) -> "LRAModel":
+        """Build the model for a task of this package.
+
+        Raises:
+            UserError: flags that do not go together.
+        """
+        dictionary = task.source_dictionary
+        if dictionary is not None and cfg.norm_type in BATCH_NORMS:
+            raise UserError(
+                f"--norm-type {cfg.norm_type} would take padding into its statistics: for text "
+                "choose layernorm, scalenorm or rmsnorm"
+            )
+        return cls(cfg, dictionary, documents=task.documents)
+
+    def forward(
+        self,
+        src_tokens: Tensor,
+        src_lengths: Tensor | None = None,
+        src1_tokens: Tensor | None = None,
+        src1_lengths: Tensor | None = None,
+    ) -> Tensor:
+        """Classify a batch.
+
+        Args:
+            src_tokens: (batch, positions) symbols (int64) or pixels (floating).
+            src_lengths: (batch,) valid positions of each row; all when None.
+            src1_tokens: the second document of each example, of any number of positions.
+            src1_lengths: its valid positions.
+
+        Returns:
+            Logits (batch, classes).
+        """
+        vectors = self.encoder(src_tokens, src_lengths)
+        if src1_tokens is not None:
+            vectors = torch.cat([self.encoder(src1_tokens, src1_lengths), vectors], dim=1)
+        vectors = vectors.to(self.sentence_projection_layer.weight.dtype)
+        for layer in self.classifier:
+            vectors = self.classifier_activation(layer(vectors))
+        return self.sentence_projection_layer(vectors)
+
+    def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> None:
+        """Drop, with one log line, attention weights that this model has no use for."""
+        dropped = self.encoder.encoder.drop_dead_weights(state_dict, "encoder.encoder.")
+        if dropped:
+            logger.info(f"dropped {dropped:,} attention weights that {self.cfg.attention} lacks")
+
+
+def vector_dim(cfg: LRAConfig) -> int:
+    """Return the channels of one encoded document."""
+    return 2 * cfg.encoder_ffn_embed_dim if cfg.layer_type == "lstm" else cfg.encoder_embed_dim
+
+
+def _xavier_linear(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
+    layer = nn.Linear(inputs, outputs, bias=bias)
+    nn.init.xavier_uniform_(layer.weight)
+    if bias:
+        nn.init.zeros_(layer.bias)
+    return layer

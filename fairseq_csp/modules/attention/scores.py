@@ -1,0 +1,89 @@
+"""Attention by scores of queries and keys: softmax, squared ReLU and Laplace (arXiv 2209.10655)."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fairseq_csp.modules.attention import AttentionFunction, register_attention
+from fairseq_csp.modules.rows import Rows
+
+
+class ScoreAttention(AttentionFunction):
+    """``f(q k^T + bias) v``; a subclass gives the scale and the function ``f``."""
+
+    uses_queries = True
+
+    def forward(
+        self, values: Tensor, rows: Rows, queries: Tensor, keys: Tensor, bias: nn.Module | None
+    ) -> Tensor:
+        """Mix (batch, channels, positions) with weights (batch, positions, positions)."""
+        scores = torch.bmm((queries * self.scale(queries, rows)).transpose(1, 2), keys)
+        if bias is not None:
+            scores = scores + bias(values.size(2)).to(scores.dtype)
+        weights = F.dropout(self.weights(scores, rows), self.options.dropout, self.training)
+        return torch.bmm(values, weights.to(values.dtype).transpose(1, 2))
+
+    def scale(self, queries: Tensor, rows: Rows) -> float | Tensor:
+        """Return what the queries are multiplied by."""
+        raise NotImplementedError
+
+    def weights(self, scores: Tensor, rows: Rows) -> Tensor:
+        """Return the attention weights; none for padded keys."""
+        raise NotImplementedError
+
+
+@register_attention("softmax")
+class SoftmaxAttention(ScoreAttention):
+    """``softmax(q k^T / sqrt(Z) + bias) v``."""
+
+    def scale(self, queries: Tensor, rows: Rows) -> float:
+        """Return ``1/sqrt(Z)`` for queries (batch, Z, positions)."""
+        return queries.size(1) ** -0.5
+
+    def weights(self, scores: Tensor, rows: Rows) -> Tensor:
+        """Return the softmax over the valid keys."""
+        if not rows.full:
+            # not -inf: a chunk may have no valid key at all
+            scores = scores.masked_fill(~rows.mask, torch.finfo(scores.dtype).min)
+        return scores.softmax(dim=2, dtype=torch.promote_types(scores.dtype, torch.float32))
+
+
+class ElementwiseAttention(ScoreAttention):
+    """``f(q k^T / n + bias) v`` with ``n`` the number of valid keys."""
+
+    def scale(self, queries: Tensor, rows: Rows) -> float | Tensor:
+        """Return ``1/n``, per row where the rows differ."""
+        if rows.full:
+            return 1 / rows.positions
+        return (1 / rows.lengths.clamp(min=1)[:, None, None]).to(queries.dtype)
+
+    def weights(self, scores: Tensor, rows: Rows) -> Tensor:
+        """Return the function of each score, 0 for padded keys."""
+        return rows.zero_padding(self.function(scores))
+
+    def function(self, scores: Tensor) -> Tensor:
+        """Return the weight of each score."""
+        raise NotImplementedError
+
+
+@register_attention("relu2")
+class SquaredReluAttention(ElementwiseAttention):
+    """``relu(x)^2`` of each score (arXiv 2109.08668)."""
+
+    def function(self, scores: Tensor) -> Tensor:
+        """Return ``max(x, 0)^2``."""
+        return F.relu(scores).square()
+
+
+@register_attention("laplace")
+class LaplaceAttention(ElementwiseAttention):
+    """The Laplace function of each score (arXiv 2209.10655, section 3.3)."""
+
+    MEAN = 0.707107
+    DEVIATION = 0.282095
+
+    def function(self, scores: Tensor) -> Tensor:
+        """Return ``(1 + erf((x - mean) / (deviation * sqrt 2))) / 2``."""
+        return 0.5 * (1 + torch.erf((scores - self.MEAN) / (self.DEVIATION * math.sqrt(2))))

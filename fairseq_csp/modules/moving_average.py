@@ -1,0 +1,60 @@
+"""MEGA's multi-dimensional damped exponential moving average as a module."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fairseq_csp.modules.rows import Rows
+from fairseq_csp.ops.ema import circular_kernel, convolve, ema_kernel
+
+
+class MovingAverage(nn.Module):
+    """``silu(EMA(x) + omega * x)`` in both directions (arXiv 2209.10655, section 3.1).
+
+    Args:
+        dim: channels D.
+        components: exponential components N of each channel and direction.
+        truncation: lags kept at most; all of them when None.
+    """
+
+    def __init__(self, dim: int, components: int = 16, truncation: int | None = None) -> None:
+        super().__init__()
+        self.truncation = truncation
+        self.delta = nn.Parameter(torch.randn(2 * dim, components, 1) * 0.2)
+        self.alpha = nn.Parameter(torch.randn(2 * dim, components, 1) * 0.2)
+        signs = 1.0 - 2.0 * (torch.arange(components) % 2)
+        self.beta = nn.Parameter(torch.randn(2 * dim, components, 1) * 0.02 + signs[:, None])
+        self.gamma = nn.Parameter(torch.randn(2 * dim, components))
+        self.omega = nn.Parameter(torch.randn(dim))
+        self._kept: Tensor | None = None
+        self.register_load_state_dict_pre_hook(lambda module, *_: module._forget())
+
+    def forward(self, x: Tensor, rows: Rows) -> Tensor:
+        """Average (batch, D, positions) over the positions; padding counts as 0."""
+        x = rows.zero_padding(x)
+        circle = circular_kernel(self._kernel(x.size(2)), self.omega, x.size(2))
+        return F.silu(convolve(x, circle))
+
+    def train(self, mode: bool = True) -> "MovingAverage":
+        """Switch between training and evaluation; forget the kernel kept for evaluation."""
+        self._forget()
+        return super().train(mode)
+
+    def _apply(self, *args, **kwargs) -> "MovingAverage":
+        self._forget()
+        return super()._apply(*args, **kwargs)
+
+    def _forget(self) -> None:
+        self._kept = None
+
+    def _kernel(self, positions: int) -> Tensor:
+        lags = min(positions, self.truncation or positions)
+        if not self.training and not torch.is_grad_enabled():
+            # one evaluation, one set of parameters: the longest kernel so far holds the shorter
+            if self._kept is None or self._kept.size(1) < lags:
+                self._kept = self._compute(lags)
+            return self._kept[:, :lags]
+        return self._compute(lags)
+
+    def _compute(self, lags: int) -> Tensor:
+        return ema_kernel(self.delta, self.alpha, self.beta, self.gamma, lags)

@@ -1,0 +1,86 @@
+"""Linear maps and feed-forward blocks in the layout (batch, channels, positions)."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from fairseq.utils import get_activation_fn
+from torch import Tensor, nn
+
+from fairseq_csp.modules.norms import SequenceNorm
+
+
+def linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    """Apply an ``nn.Linear`` to the channels of (batch, channels, positions)."""
+    weight = layer.weight.unsqueeze(0).expand(x.size(0), -1, -1)
+    if layer.bias is None:
+        return torch.bmm(weight, x)
+    return torch.baddbmm(layer.bias[:, None], weight, x)
+
+
+def normal_linear(inputs: int, outputs: int, std: float = 0.02) -> nn.Linear:
+    """Return an ``nn.Linear`` with weights from N(0, std^2) and biases of 0."""
+    layer = nn.Linear(inputs, outputs)
+    nn.init.normal_(layer.weight, std=std)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def dropout(x: Tensor, p: float, training: bool, whole_channels: bool) -> Tensor:
+    """Drop single numbers of (batch, channels, positions), or whole channels of a row."""
+    return (F.dropout1d if whole_channels else F.dropout)(x, p, training)
+
+
+def activation(name: str) -> Callable[[Tensor], Tensor]:
+    """Return an activation function by fairseq's name for it, or ``silu``."""
+    return F.silu if name == "silu" else get_activation_fn(name)
+
+
+class NormalizedFeedForward(nn.Module):
+    """Feed-forward block with its normalisation and residual (arXiv 2209.10655, figure 2b).
+
+    Args:
+        dim: channels.
+        hidden_dim: channels inside.
+        activation_fn: name of the activation.
+        norm_type: name of the normalisation.
+        prenorm: whether it comes first rather than last.
+        dropout: probability of dropping an output.
+        hidden_dropout: probability of dropping a hidden number.
+        feature_dropout: drop whole channels of a row.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dim: int,
+        *,
+        activation_fn: str,
+        norm_type: str,
+        prenorm: bool,
+        dropout: float,
+        hidden_dropout: float,
+        feature_dropout: bool,
+    ) -> None:
+        super().__init__()
+        self.norm = SequenceNorm(norm_type, dim)
+        self.fc1 = normal_linear(dim, hidden_dim)
+        self.fc2 = normal_linear(hidden_dim, dim)
+        self.activation = activation(activation_fn)
+        self.prenorm = prenorm
+        self.dropout = dropout
+        self.hidden_dropout = hidden_dropout
+        self.feature_dropout = feature_dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (batch, dim, positions) to the same shape."""
+        residual = x
+        if self.prenorm:
+            x = self.norm(x)
+        x = self.activation(linear(self.fc1, x))
+        x = self._drop(x, self.hidden_dropout)
+        x = self._drop(linear(self.fc2, x), self.dropout) + residual
+        return x if self.prenorm else self.norm(x)
+
+    def _drop(self, x: Tensor, p: float) -> Tensor:
+        return dropout(x, p, self.training, self.feature_dropout)

@@ -1,0 +1,85 @@
+"""Biases of attention scores by relative position, under their published parameter names."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from fairseq_csp.errors import UserError
+
+
+class SimpleRelativeBias(nn.Module):
+    """One learnt number for each distance between query and key (as in T5, arXiv 1910.10683)."""
+
+    def __init__(self, max_positions: int) -> None:
+        super().__init__()
+        self.max_positions = max_positions
+        self.rel_pos_bias = nn.Parameter(torch.empty(2 * max_positions - 1))
+        nn.init.normal_(self.rel_pos_bias, std=0.02)
+
+    def forward(self, positions: int) -> Tensor:
+        """Return (positions, positions): entry [i, j] is for query i and key j.
+
+        Raises:
+            UserError: there are more positions than distances were learnt for.
+        """
+        if positions > self.max_positions:
+            raise UserError(
+                f"a row has {positions} positions, but the relative position bias reaches only "
+                f"{self.max_positions}: raise --max-positions (or --chunk-size)"
+            )
+        first = self.max_positions - positions
+        line = self.rel_pos_bias[first : first + 2 * positions - 1]
+        # row i of the reversed windows is line[positions - 1 - i :][: positions]
+        return line.unfold(0, positions, 1).flip(0)
+
+
+class RotaryRelativeBias(nn.Module):
+    """The inner product of two learnt vectors rotated by their positions (arXiv 2104.09864)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        if dim % 2:
+            raise UserError(f"--z-dim is {dim}; the rotary bias needs an even number")
+        self.alpha = nn.Parameter(torch.empty(1, dim))
+        self.beta = nn.Parameter(torch.empty(1, dim))
+        nn.init.normal_(self.alpha, std=0.02)
+        nn.init.normal_(self.beta, std=0.02)
+
+    def rotated(self, positions: int) -> tuple[Tensor, Tensor]:
+        """Return alpha and beta at each position: two tensors (positions, dim)."""
+        # angles in float32: bfloat16 cannot tell neighbouring positions apart
+        half = self.alpha.size(1) // 2
+        steps = torch.arange(max(positions, half), dtype=torch.float, device=self.alpha.device)
+        rates = torch.exp(steps[:half] * -(math.log(10000) / half))
+        angles = torch.outer(steps[:positions], rates)
+        sine, cosine = angles.sin(), angles.cos()
+        return _rotate(self.alpha, sine, cosine), _rotate(self.beta, sine, cosine)
+
+    def forward(self, positions: int) -> Tensor:
+        """Return (positions, positions): entry [i, j] is for query i and key j."""
+        alpha, beta = self.rotated(positions)
+        return (alpha @ beta.t()).to(self.alpha.dtype)
+
+
+def _rotate(vector: Tensor, sine: Tensor, cosine: Tensor) -> Tensor:
+    first, second = vector.to(sine.dtype).chunk(2, dim=1)
+    return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=1)
+
+
+def build_relative_bias(name: str, max_positions: int, dim: int) -> nn.Module:
+    """Build a relative position bias.
+
+    Args:
+        name: ``simple`` or ``rotary``.
+        max_positions: the most positions a row (or a chunk) can have.
+        dim: width of queries and keys.
+
+    Raises:
+        UserError: the name is unknown.
+    """
+    if name == "simple":
+        return SimpleRelativeBias(max_positions)
+    if name == "rotary":
+        return RotaryRelativeBias(dim)
+    raise UserError(f"--rel-pos-bias is {name!r}; it must be simple or rotary")

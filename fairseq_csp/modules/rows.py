@@ -1,0 +1,63 @@
+"""Which positions of a padded batch are valid."""
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from fairseq_csp.ops.csp import row_lengths
+
+
+class Rows:
+    """The lengths of a batch's rows, on the device and on the host.
+
+    Attributes:
+        host: one integer a row.
+        positions: positions of every row, padding included.
+        full: whether no row holds padding.
+        lengths: (batch,) int64, on the device.
+        mask: (batch, 1, positions) bool, true at valid positions, on the device.
+    """
+
+    def __init__(self, host: Sequence[int], positions: int, device: torch.device) -> None:
+        self.host = tuple(host)
+        self.positions = positions
+        self.device = device
+        self.full = all(length == positions for length in self.host)
+
+    @classmethod
+    def of(cls, lengths: Tensor | None, batch: int, positions: int, device: torch.device) -> "Rows":
+        """Check the lengths of a batch and bring them to the host, once.
+
+        Args:
+            lengths: (batch,) valid positions of each row, or None for all.
+            batch: number of rows.
+            positions: positions of every row.
+            device: where the values are.
+
+        Raises:
+            ValueError: a length is not between 1 and ``positions``.
+        """
+        return cls(row_lengths(lengths, batch, positions), positions, device)
+
+    @cached_property
+    def lengths(self) -> Tensor:
+        """(batch,) int64, on the device."""
+        return torch.tensor(self.host).to(self.device, non_blocking=True)
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """(batch, 1, positions) bool, on the device."""
+        positions = torch.arange(self.positions, device=self.device)
+        return positions < self.lengths[:, None, None]
+
+    def zero_padding(self, values: Tensor) -> Tensor:
+        """Set the padded positions of ``values`` (batch, channels, positions) to 0."""
+        return values if self.full else values.masked_fill(~self.mask, 0)
+
+    def chunks(self, size: int) -> "Rows":
+        """Return the rows that result when each row is cut into chunks of ``size`` positions."""
+        count = self.positions // size
+        host = [min(max(n - k * size, 0), size) for n in self.host for k in range(count)]
+        return Rows(host, size, self.device)

@@ -1,0 +1,413 @@
+"""Channel-wise sample permutation (CSP): shift every channel by its own step, sort small groups.
+
+Source: "Towards Better Multi-head Attention via Channel-wise Sample Permutation",
+arXiv 2410.10914, sections 3.1 and 3.2. Sorting the whole row without a shift is Sliceformer
+(arXiv 2310.17683).
+"""
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+SHIFTS = ("exponential", "linear", "none")
+ORDERS = ("shift_sort", "sort_shift")
+FULL = "full"
+# measured on 2 CPU cores: above this size torch.sort is faster than compare-exchange rounds
+LARGEST_NETWORK = 8
+
+
+def channel_wise_sample_permutation(
+    values: Tensor,
+    lengths: Tensor | Sequence[int] | None = None,
+    *,
+    layer: int = 0,
+    num_layers: int = 1,
+    shift: str = "exponential",
+    group_size: int | str = 2,
+    order: str = "shift_sort",
+    descending: bool = False,
+) -> Tensor:
+    """Permute the valid positions of every row and channel.
+
+    Every channel of the output holds exactly the channel's valid inputs, in another order. The
+    gradient is the inverse permutation of the incoming one.
+
+    Args:
+        values: (batch, positions, channels), any floating dtype, any strides.
+        lengths: (batch,) number of valid positions of each row, at the row's start; all positions
+            are valid when None. A tensor on a GPU is copied to the host.
+        layer: index of this layer, from 0; with ``num_layers`` it sets the exponential steps.
+        num_layers: number of layers the exponential steps are spread over.
+        shift: ``exponential``, ``linear`` or ``none``, see :func:`shift_steps`.
+        group_size: positions in a sorted group, or ``"full"`` for the whole row.
+        order: ``shift_sort`` or ``sort_shift``.
+        descending: sort from the largest to the smallest. NaN counts as last either way.
+
+    Returns:
+        A tensor of the shape and dtype of ``values``; positions beyond a row's length are 0.
+
+    Raises:
+        ValueError: an option is unknown, or a length is not between 1 and the number of positions.
+    """
+    if values.dim() != 3 or not values.is_floating_point():
+        raise ValueError(
+            "values must be a floating tensor of shape (batch, positions, channels), got "
+            f"{values.dtype} of shape {tuple(values.shape)}"
+        )
+    rows = row_lengths(lengths, values.size(0), values.size(1))
+    return permute_channels(
+        values.transpose(1, 2),
+        rows,
+        layer=layer,
+        num_layers=num_layers,
+        shift=shift,
+        group_size=group_size,
+        order=order,
+        descending=descending,
+    ).transpose(1, 2)
+
+
+def permute_channels(
+    values: Tensor,
+    lengths: Sequence[int],
+    *,
+    layer: int,
+    num_layers: int,
+    shift: str,
+    group_size: int | str,
+    order: str,
+    descending: bool,
+) -> Tensor:
+    """:func:`channel_wise_sample_permutation` in the layout (batch, channels, positions).
+
+    Args:
+        values: (batch, channels, positions).
+        lengths: valid positions of each row, on the host; 0 is allowed here (an empty chunk).
+        layer: see :func:`channel_wise_sample_permutation`, as for all the other options.
+        num_layers: see there.
+        shift: see there.
+        group_size: see there.
+        order: see there.
+        descending: see there.
+
+    Returns:
+        (batch, channels, positions), contiguous.
+
+    Raises:
+        ValueError: an option is unknown.
+    """
+    check_options(shift, group_size, order)
+    positions = values.size(2)
+    ragged = tuple(lengths) if any(n != positions for n in lengths) else None
+    if shift == "none":
+        steps = None
+    else:
+        distinct = ragged or (positions,)
+        steps = torch.stack(
+            [
+                _steps(max(n, 1), values.size(1), layer, num_layers, shift, group_size)
+                for n in distinct
+            ]
+        ).to(values.device, non_blocking=True)
+    if order == "shift_sort":
+        shifted = values if steps is None else _Shift.apply(values, steps, ragged)
+        return _GroupSort.apply(shifted, ragged, group_size, descending)
+    ordered = _GroupSort.apply(values, ragged, group_size, descending)
+    return ordered if steps is None else _Shift.apply(ordered, steps, ragged)
+
+
+def shift_steps(
+    length: int,
+    channels: int,
+    layer: int = 0,
+    num_layers: int = 1,
+    shift: str = "exponential",
+    group_size: int | str = 2,
+) -> Tensor:
+    """Return the circular shift of every channel for a row of ``length`` positions.
+
+    ``exponential``: ``ceil(length ** ((layer*channels + c) / (num_layers*channels)))``, which grows
+    from 1 to almost ``length`` over all channels of all layers. ``linear``: 0 for channel 0, then
+    ``group_size * (c - 1)``, and 0 for a group of the full row. ``none``: 0. All modulo ``length``.
+
+    Args:
+        length: positions of the row, at least 1.
+        channels: number of channels.
+        layer: index of the layer, from 0.
+        num_layers: number of layers.
+        shift: name of the strategy.
+        group_size: positions in a sorted group, or ``"full"``; only ``linear`` uses it.
+
+    Returns:
+        (channels,) int64, on the CPU.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+    check_options(shift, group_size, ORDERS[0])
+    if length < 1 or channels < 1 or not 0 <= layer < num_layers:
+        raise ValueError(
+            f"shift_steps(length={length}, channels={channels}, layer={layer}, "
+            f"num_layers={num_layers}): length and channels must be at least 1, "
+            "and layer must be at least 0 and below num_layers"
+        )
+    return _steps(length, channels, layer, num_layers, shift, group_size).clone()
+
+
+def permutation_matrix(
+    values: Tensor, lengths: Tensor | Sequence[int] | None = None, **options: int | str | bool
+) -> Tensor:
+    """Return the attention map that the operator applies to each channel.
+
+    Args:
+        values: as for :func:`channel_wise_sample_permutation`.
+        lengths: as there.
+        **options: as there.
+
+    Returns:
+        (batch, channels, positions, positions), the dtype of ``values``: entry ``[b, c, i, j]`` is
+        1 where position i of the output takes position j of the input, else 0. Rows and columns
+        beyond the row's length are 0.
+
+    Raises:
+        ValueError: as there.
+    """
+    batch, positions, channels = values.shape
+    source = values.detach().double().requires_grad_()
+    with torch.enable_grad():
+        permuted = channel_wise_sample_permutation(source, lengths, **options)
+    # the backward pass carries each output's position (from 1) to the input it was taken from
+    numbers = torch.arange(1.0, positions + 1, dtype=torch.double, device=values.device)
+    (target,) = torch.autograd.grad(permuted, source, numbers[:, None].expand_as(permuted))
+    target = target.transpose(1, 2).unsqueeze(2)
+    return (target == numbers[:, None]).to(values.dtype)
+
+
+def row_lengths(
+    lengths: Tensor | Sequence[int] | None, batch: int, positions: int
+) -> tuple[int, ...]:
+    """Check row lengths and bring them to the host.
+
+    Args:
+        lengths: (batch,) valid positions of each row, or None for all.
+        batch: number of rows.
+        positions: positions of every row.
+
+    Returns:
+        One integer a row.
+
+    Raises:
+        ValueError: the number of lengths is wrong, or one is not between 1 and ``positions``.
+    """
+    if lengths is None:
+        return (positions,) * batch
+    listed = lengths.tolist() if isinstance(lengths, Tensor) else [int(n) for n in lengths]
+    if len(listed) != batch:
+        raise ValueError(f"{len(listed)} lengths were given for {batch} rows")
+    for row, length in enumerate(listed):
+        if not 1 <= length <= positions:
+            raise ValueError(
+                f"row {row} has length {length}; it must be between 1 and {positions} positions"
+            )
+    return tuple(listed)
+
+
+def check_options(shift: str, group_size: int | str, order: str) -> None:
+    """Check the operator's options.
+
+    Args:
+        shift: name of the shift strategy.
+        group_size: positions in a group, or ``"full"``.
+        order: which of shift and sort comes first.
+
+    Raises:
+        ValueError: one of them is unknown; the message lists what is valid.
+    """
+    if shift not in SHIFTS:
+        raise ValueError(f"shift is {shift!r}; it must be one of {', '.join(SHIFTS)}")
+    if order not in ORDERS:
+        raise ValueError(f"order is {order!r}; it must be one of {', '.join(ORDERS)}")
+    if group_size != FULL and (
+        isinstance(group_size, bool | str | float)
+        or int(group_size) != group_size
+        or group_size < 1
+    ):
+        raise ValueError(f"group_size is {group_size!r}; it must be a positive integer or {FULL!r}")
+
+
+@lru_cache(maxsize=65536)
+def _steps(
+    length: int, channels: int, layer: int, num_layers: int, shift: str, group_size: int | str
+) -> Tensor:
+    if shift == "exponential":
+        total = num_layers * channels
+        # python's own double-precision power: vectorised ones may differ in the last bit
+        steps = [math.ceil(length ** ((layer * channels + c) / total)) for c in range(channels)]
+    elif shift == "linear" and group_size != FULL:
+        steps = [group_size * max(c - 1, 0) for c in range(channels)]
+    else:
+        steps = [0] * channels
+    return torch.tensor([step % length for step in steps])
+
+
+def _valid(lengths: tuple[int, ...], positions: int, device: torch.device) -> Tensor:
+    counts = torch.tensor(lengths).to(device, non_blocking=True)
+    return torch.arange(positions, device=device) < counts[:, None, None]
+
+
+def _roll(values: Tensor, steps: Tensor, lengths: tuple[int, ...] | None) -> Tensor:
+    """Shift each row and channel circularly inside the row's length; zeros beyond it.
+
+    A row laid twice in a line holds every rotation of itself as a window, so that one window per
+    row and channel is copied and no index per element is needed.
+    """
+    batch, channels, positions = values.shape
+    # (batch, channels, 2 * positions): the window of step s starts at positions - s
+    if lengths is None:
+        line = torch.cat([values, values], dim=2)
+    else:
+        line = values.new_zeros(batch, channels, 2 * positions)
+        for row, length in enumerate(lengths):
+            source = values[row, :, :length]
+            line[row, :, positions - length : positions] = source
+            line[row, :, positions : positions + length] = source
+    windows = line.unfold(2, positions, 1)
+    rows = torch.arange(batch, device=values.device)[:, None]
+    columns = torch.arange(channels, device=values.device)
+    rolled = windows[rows, columns, positions - steps]
+    if lengths is not None:
+        rolled.masked_fill_(~_valid(lengths, positions, values.device), 0)
+    return rolled
+
+
+class _Shift(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, values: Tensor, steps: Tensor, lengths: tuple[int, ...] | None
+    ) -> Tensor:
+        ctx.save_for_backward(steps)
+        ctx.lengths = lengths
+        return _roll(values, steps, lengths)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (steps,) = ctx.saved_tensors
+        if ctx.lengths is None:
+            counts = grad.size(2)
+        else:
+            counts = torch.tensor(ctx.lengths, device=grad.device).clamp_(min=1)[:, None]
+        return _roll(grad, (counts - steps) % counts, ctx.lengths), None, None
+
+
+class _GroupSort(torch.autograd.Function):
+    """Sort groups of consecutive positions; save only each output's place inside its group."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        values: Tensor,
+        lengths: tuple[int, ...] | None,
+        group_size: int | str,
+        descending: bool,
+    ) -> Tensor:
+        positions = values.size(2)
+        group = positions if group_size == FULL else min(group_size, positions)
+        ctx.lengths = lengths
+        ctx.group = group
+        invalid = None
+        if lengths is not None:
+            invalid = ~_valid(lengths, positions, values.device)
+            # a NaN stays behind every valid value of its group, and is set to 0 at the end
+            values = values.masked_fill(invalid, math.nan)
+        if group == 2:
+            out, places = _sort_pairs(values, descending)
+        else:
+            out, places = _sort_groups(values, group, descending)
+        ctx.save_for_backward(places)
+        return out if invalid is None else out.masked_fill_(invalid, 0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (places,) = ctx.saved_tensors
+        if ctx.lengths is not None:
+            grad = grad.masked_fill(~_valid(ctx.lengths, grad.size(2), grad.device), 0)
+        unsort = _swap_pairs if ctx.group == 2 else _unsort_groups
+        return unsort(grad, places), None, None, None
+
+
+def _out_of_order(first: Tensor, second: Tensor, descending: bool) -> Tensor:
+    """Where a stable sort that puts NaN last exchanges two neighbours."""
+    kept = first >= second if descending else first <= second
+    # kept is false when either is NaN; only a NaN in front of a number moves
+    return kept.logical_not_().logical_and_(second == second)
+
+
+def _sort_pairs(values: Tensor, descending: bool) -> tuple[Tensor, Tensor]:
+    even = values.size(2) // 2 * 2
+    swap = _out_of_order(values[..., 0:even:2], values[..., 1:even:2], descending)
+    return _swap_pairs(values, swap), swap
+
+
+def _swap_pairs(values: Tensor, swap: Tensor) -> Tensor:
+    even = values.size(2) // 2 * 2
+    first, second = values[..., 0:even:2], values[..., 1:even:2]
+    out = torch.empty_like(values, memory_format=torch.contiguous_format)
+    torch.where(swap, second, first, out=out[..., 0:even:2])
+    torch.where(swap, first, second, out=out[..., 1:even:2])
+    out[..., even:] = values[..., even:]
+    return out
+
+
+def _groups(values: Tensor, group: int, fill: float) -> Tensor:
+    """View (batch, channels, positions) as (batch, channels, groups, group), filled up."""
+    missing = -values.size(2) % group
+    if missing:
+        values = torch.nn.functional.pad(values, (0, missing), value=fill)
+    return values.unflatten(2, (-1, group))
+
+
+def _sort_groups(values: Tensor, group: int, descending: bool) -> tuple[Tensor, Tensor]:
+    grouped = _groups(values, group, math.nan)
+    if group <= LARGEST_NETWORK:
+        ordered, places = _sort_by_exchanges(grouped, descending)
+    else:
+        keys = -grouped if descending else grouped
+        places = keys.sort(dim=3, stable=True).indices
+        ordered = grouped.gather(3, places)
+        places = places.to(_smallest_integer(group))
+    return ordered.flatten(2)[..., : values.size(2)].contiguous(), places
+
+
+def _sort_by_exchanges(grouped: Tensor, descending: bool) -> tuple[Tensor, Tensor]:
+    """Odd-even transposition sort: only neighbours are exchanged, so it is stable."""
+    group = grouped.size(3)
+    columns = list(grouped.unbind(3))
+    places = [torch.full_like(columns[0], k, dtype=torch.uint8) for k in range(group)]
+    for round_ in range(group):
+        for k in range(round_ % 2, group - 1, 2):
+            swap = _out_of_order(columns[k], columns[k + 1], descending)
+            for lane in (columns, places):
+                first, second = lane[k], lane[k + 1]
+                lane[k] = torch.where(swap, second, first)
+                lane[k + 1] = torch.where(swap, first, second)
+    return torch.stack(columns, dim=3), torch.stack(places, dim=3)
+
+
+def _unsort_groups(grad: Tensor, places: Tensor) -> Tensor:
+    grouped = _groups(grad, places.size(3), 0.0)
+    # a plain write: within a group no two places are the same
+    unsorted = torch.empty_like(grouped).scatter_(3, places.long(), grouped)
+    return unsorted.flatten(2)[..., : grad.size(2)].contiguous()
+
+
+def _smallest_integer(count: int) -> torch.dtype:
+    for dtype in (torch.uint8, torch.int16, torch.int32):
+        if count - 1 <= torch.iinfo(dtype).max:
+            return dtype
+    return torch.int64

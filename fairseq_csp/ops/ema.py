@@ -1,0 +1,165 @@
+"""Multi-dimensional damped exponential moving average, in both directions.
+
+Source: "Mega: Moving Average Equipped Gated Attention", arXiv 2209.10655, section 3.1.
+"""
+
+import math
+
+import torch
+from scipy.fft import next_fast_len
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+
+def ema_kernel_naive(
+    delta: Tensor, alpha: Tensor, beta: Tensor, gamma: Tensor, length: int
+) -> Tensor:
+    """Return the moving average's kernel, one power a channel, component and lag.
+
+    The formula as it stands in the paper, for tests and benchmarks; see :func:`ema_kernel`.
+
+    Args:
+        delta: (K, N, 1) damping, before the sigmoid.
+        alpha: (K, N, 1) decay, before the sigmoid.
+        beta: (K, N, 1) expansion.
+        gamma: (K, N) projection.
+        length: number of lags.
+
+    Returns:
+        (K, length).
+    """
+    p = torch.sigmoid(delta)
+    q = 1 - p * torch.sigmoid(alpha)
+    lags = torch.arange(length, dtype=q.dtype, device=q.device)
+    powers = torch.exp(lags * torch.log(q))
+    return torch.einsum("kn,knt->kt", gamma * math.sqrt(1 / gamma.size(1)), p * beta * powers)
+
+
+def ema_kernel(delta: Tensor, alpha: Tensor, beta: Tensor, gamma: Tensor, length: int) -> Tensor:
+    """Return the moving average's kernel ``sum_n p beta gamma sqrt(1/N) q^t`` for each lag t.
+
+    ``p = sigmoid(delta)``, ``q = 1 - p sigmoid(alpha)``. A lag is written ``t = a*m + b`` with
+    ``m`` about ``sqrt(length)``, so that only ``2*sqrt(length)`` powers are taken per channel and
+    component, and one batched matrix product gives the rest.
+
+    Args:
+        delta: (K, N, 1) damping, before the sigmoid.
+        alpha: (K, N, 1) decay, before the sigmoid.
+        beta: (K, N, 1) expansion.
+        gamma: (K, N) projection.
+        length: number of lags.
+
+    Returns:
+        (K, length), float32 or wider.
+    """
+    delta, alpha, beta, gamma = (_at_least_float32(x) for x in (delta, alpha, beta, gamma))
+    p = torch.sigmoid(delta)
+    # log1p keeps q's distance from 1 where 1 - q is below the dtype's resolution; the bound stands
+    # for log(0), whose powers are 1 at lag 0 and 0 after it
+    log_q = torch.log1p(-p * torch.sigmoid(alpha)).clamp(min=-100.0)
+    weight = p * beta * gamma.unsqueeze(2) * math.sqrt(1 / gamma.size(1))
+    block = max(math.isqrt(length), 1)
+    blocks = -(-length // block)
+    lags = torch.arange(max(block, blocks), dtype=log_q.dtype, device=log_q.device)
+    fine = torch.exp(lags[:block] * log_q)
+    coarse = weight * torch.exp(lags[:blocks] * block * log_q)
+    return torch.bmm(coarse.transpose(1, 2), fine).flatten(1)[:, :length]
+
+
+def circular_kernel(kernel: Tensor, skip: Tensor, positions: int) -> Tensor:
+    """Lay both directions of a kernel and the residual weight on one circle.
+
+    Args:
+        kernel: (2D, lags): rows [0, D) look back, rows [D, 2D) look ahead; both hold lag 0. No more
+            lags than positions.
+        skip: (D,) weight of the position itself, beyond the moving average.
+        positions: positions of the sequences it will be applied to.
+
+    Returns:
+        (D, size) with the smallest fast FFT size on which the directions do not meet.
+    """
+    back, ahead = kernel.chunk(2)
+    size = next_fast_len(positions + kernel.size(1) - 1, real=True)
+    here = back[:, :1] + ahead[:, :1] + skip.to(kernel.dtype).unsqueeze(1)
+    between = back.new_zeros(back.size(0), size - 2 * kernel.size(1) + 1)
+    return torch.cat([here, back[:, 1:], between, ahead[:, 1:].flip(1)], dim=1)
+
+
+def convolve(x: Tensor, circle: Tensor) -> Tensor:
+    """Convolve every channel with its circular kernel by one FFT.
+
+    Args:
+        x: (batch, D, positions), any floating dtype; computed in float32 or wider.
+        circle: (D, size) from :func:`circular_kernel`.
+
+    Returns:
+        (batch, D, positions), the dtype of ``x``.
+    """
+    return _Convolve.apply(x, circle)
+
+
+def moving_average_naive(
+    x: Tensor,
+    delta: Tensor,
+    alpha: Tensor,
+    beta: Tensor,
+    gamma: Tensor,
+    omega: Tensor,
+    truncation: int | None = None,
+) -> Tensor:
+    """Return the two moving averages and the residual, one direction at a time.
+
+    Args:
+        x: (batch, D, positions).
+        delta: (2D, N, 1), as the three that follow see :func:`ema_kernel`.
+        alpha: (2D, N, 1).
+        beta: (2D, N, 1).
+        gamma: (2D, N).
+        omega: (D,) residual weight.
+        truncation: lags kept at most; all of them when None.
+
+    Returns:
+        (batch, D, positions): ``sum_{j<=i} back[i-j] x_j + sum_{j>=i} ahead[j-i] x_j + omega x_i``.
+    """
+    positions = x.size(2)
+    kernel = ema_kernel_naive(delta, alpha, beta, gamma, min(positions, truncation or positions))
+    back, ahead = kernel.chunk(2)
+    size = 2 * positions
+    spectrum = torch.fft.rfft(x, n=size)
+    looking_back = torch.fft.irfft(spectrum * torch.fft.rfft(back, n=size), n=size)
+    mirrored = torch.fft.rfft(x.flip(2), n=size)
+    looking_ahead = torch.fft.irfft(mirrored * torch.fft.rfft(ahead, n=size), n=size)
+    return (
+        looking_back[..., :positions]
+        + looking_ahead[..., :positions].flip(2)
+        + omega.unsqueeze(1) * x
+    )
+
+
+class _Convolve(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, circle: Tensor) -> Tensor:
+        size = circle.size(1)
+        kernel = torch.fft.rfft(circle)
+        signal = torch.fft.rfft(_at_least_float32(x), n=size)
+        ctx.save_for_backward(signal, kernel)
+        ctx.size = size
+        return torch.fft.irfft(signal * kernel, n=size)[..., : x.size(2)].to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        signal, kernel = ctx.saved_tensors
+        positions = grad.size(2)
+        spectrum = torch.fft.rfft(_at_least_float32(grad), n=ctx.size)
+        grad_x = grad_circle = None
+        if ctx.needs_input_grad[1]:
+            grad_circle = torch.fft.irfft((spectrum * signal.conj()).sum(0), n=ctx.size)
+        if ctx.needs_input_grad[0]:
+            product = spectrum.mul_(kernel.conj())
+            grad_x = torch.fft.irfft(product, n=ctx.size)[..., :positions].to(grad.dtype)
+        return grad_x, grad_circle
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
