@@ -10,7 +10,8 @@ import torch
 import fairseq_csp.criterions.lra_cross_entropy
 import fairseq_csp.models.architectures
 import fairseq_csp.optim.linear_decay
-import fairseq_csp.tasks.lra_text  # noqa: F401
+import fairseq_csp.tasks.lra_text
+import fairseq_csp.tasks.unnamed  # noqa: F401
 
 # checkpoints of the published code hold their flags in a Namespace
 torch.serialization.add_safe_globals([argparse.Namespace])

@@ -1,0 +1,143 @@
+"""What LRA's text and image tasks have in common."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from fairseq.data import (
+    Dictionary,
+    FairseqDataset,
+    IdDataset,
+    NestedDictionaryDataset,
+    NumelDataset,
+    NumSamplesDataset,
+    SortDataset,
+    data_utils,
+    iterators,
+)
+from fairseq.dataclass import FairseqDataclass
+from fairseq.models import BaseFairseqModel
+from fairseq.tasks import FairseqTask
+from omegaconf import II, MISSING
+
+from fairseq_csp.errors import UserError
+
+
+@dataclass
+class LRATaskConfig(FairseqDataclass):
+    """Flags of a task; those that the model has as well take the model's value."""
+
+    data: str = field(default=MISSING, metadata={"help": "directory of the prepared data"})
+    sentence_class_num: int = field(default=2, metadata={"help": "number of classes"})
+    no_shuffle: bool = field(default=False, metadata={"help": "train in the order of the data"})
+    seed: int = II("common.seed")
+
+
+class LRATask(FairseqTask):
+    """Classify sequences.
+
+    Attributes:
+        documents: how many documents an example has, 1 or 2.
+        num_classes: classes that the data has.
+    """
+
+    documents = 1
+    num_classes = 0
+
+    def build_model(self, cfg: FairseqDataclass, from_checkpoint: bool = False) -> BaseFairseqModel:
+        """Build the model.
+
+        Raises:
+            UserError: it has fewer classes than the data.
+        """
+        if cfg.sentence_class_num < self.num_classes:
+            raise UserError(
+                f"--sentence-class-num is {cfg.sentence_class_num}, but {self.cfg.data} has "
+                f"{self.num_classes} classes: is the architecture one for this data set?"
+            )
+        return super().build_model(cfg, from_checkpoint)
+
+    def get_batch_iterator(self, *args: object, **kwargs: object) -> iterators.EpochBatchIterating:
+        """Return an iterator over all examples.
+
+        fairseq leaves out the last batch where its size is no multiple of
+        ``--required-batch-size-multiple``, 8 unless told otherwise: test examples would be lost.
+        """
+        kwargs["required_batch_size_multiple"] = 1
+        return super().get_batch_iterator(*args, **kwargs)
+
+    def assemble(
+        self,
+        net_input: dict[str, FairseqDataset],
+        target: FairseqDataset,
+        sizes: np.ndarray,
+        counted: FairseqDataset,
+    ) -> FairseqDataset:
+        """Put the parts of a split together, in random order unless told otherwise.
+
+        Args:
+            net_input: the model's arguments by name.
+            target: the class of each example.
+            sizes: (examples,) positions of each example.
+            counted: what to count positions of for ``ntokens``.
+
+        Returns:
+            Samples of ``id``, ``net_input``, ``target``, ``ntokens`` and ``nsentences``.
+
+        Raises:
+            UserError: there are not as many labels as examples.
+        """
+        if len(target) != len(sizes):
+            raise UserError(
+                f"{self.cfg.data}: a split has {len(sizes):,} examples and {len(target):,} labels: "
+                "prepare it anew"
+            )
+        dataset = NestedDictionaryDataset(
+            {
+                "id": IdDataset(),
+                "net_input": net_input,
+                "target": target,
+                "nsentences": NumSamplesDataset(),
+                "ntokens": NumelDataset(counted, reduce=True),
+            },
+            sizes=[sizes],
+        )
+        if self.cfg.no_shuffle:
+            return dataset
+        with data_utils.numpy_seed(self.cfg.seed):
+            return SortDataset(dataset, sort_order=[np.random.permutation(len(dataset))])
+
+    def max_positions(self) -> None:
+        """Set no bound: a task cuts longer examples itself."""
+        return None
+
+    @property
+    def source_dictionary(self) -> Dictionary | None:
+        """Symbols of the source; None for images."""
+        return None
+
+    @property
+    def target_dictionary(self) -> Dictionary | None:
+        """Names of the classes; None where they are numbers."""
+        return None
+
+
+class ClassDataset(FairseqDataset):
+    """The class of each example.
+
+    Args:
+        classes: (examples,) integers.
+    """
+
+    def __init__(self, classes: np.ndarray) -> None:
+        self.classes = classes
+
+    def __getitem__(self, index: int) -> int:
+        return int(self.classes[index])
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    def collater(self, samples: list[int]) -> torch.Tensor:
+        """Return (batch,) int64."""
+        return torch.tensor(samples)
