@@ -12,10 +12,12 @@ import sys
 from types import FrameType, ModuleType
 
 from fairseq_csp.errors import UserError
-from preprocess import listops
+from preprocess import cifar10, convert, listops
 
 COMMANDS: dict[str, ModuleType] = {
     "listops": listops,
+    "cifar10": cifar10,
+    "convert": convert,
 }
 
 
@@ -36,15 +38,16 @@ def main(arguments: list[str] | None = None) -> int:
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     signal.signal(signal.SIGTERM, _interrupt)
+    message, status = "", 0
     try:
         parsed.run(parsed)
     except (UserError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
+        message, status = f"error: {error}\n", 1
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted: nothing was left half-written\n")
-        return 130
-    return 0
+        message, status = "interrupted: nothing was left half-written\n", 130
+    # written only now that the error is gone, and with it the progress bars it kept open
+    sys.stderr.write(message)
+    return status
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -7,6 +7,7 @@ members that are absolute, climb out of the archive, or are links or devices are
 from __future__ import annotations
 
 import hashlib
+import io
 import lzma
 import os
 import stat
@@ -14,6 +15,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import BinaryIO
 
@@ -53,16 +55,11 @@ class RawRelease:
         if self.path.is_dir():
             yield from self._directory_files(wanted)
             return
-        try:
+        with _damage_told(self.path):
             if zipfile.is_zipfile(self.path):
                 yield from self._zip_files(wanted)
             else:
                 yield from self._tar_files(wanted)
-        except _DAMAGED as error:
-            raise UserError(
-                f"{self.path} cannot be read as a tar or zip archive ({error}); "
-                "it is cut short or damaged: download it again"
-            ) from error
 
     def where(self, name: str) -> str:
         """Return how a message should call the file ``name`` of this release."""
@@ -75,10 +72,10 @@ class RawRelease:
         files that were read, in order.
         """
         if not self.path.is_dir():
-            return {"file": self.path.name, "sha256": _sha256(self.path)}
+            return {"file": self.path.name, "sha256": sha256(self.path)}
         digest = hashlib.sha256()
         for path in tqdm(self._read, "hashing the raw files", unit=" files", leave=False):
-            digest.update(f"{path.relative_to(self.path).as_posix()}\0{_sha256(path)}\n".encode())
+            digest.update(f"{path.relative_to(self.path).as_posix()}\0{sha256(path)}\n".encode())
         return {
             "directory": self.path.name,
             "files": len(self._read),
@@ -102,15 +99,21 @@ class RawRelease:
     def _tar_files(self, wanted: Callable[[str], bool]) -> Iterator[tuple[str, BinaryIO]]:
         with (
             open(self.path, "rb") as raw,
-            tarfile.open(fileobj=raw, mode="r|*", bufsize=_BLOCK) as archive,
+            tarfile.open(fileobj=raw, mode="r:*") as archive,
             self._progress() as progress,
         ):
             while (member := archive.next()) is not None:
                 archive.members.clear()  # millions of members would fill the memory
                 self._check(member.name, member.isfile() or member.isdir())
                 if member.isfile() and wanted(member.name.removeprefix("./")):
-                    yield member.name.removeprefix("./"), archive.extractfile(member)
+                    file = _CheckedFile(archive.extractfile(member), self.path)
+                    yield member.name.removeprefix("./"), io.BufferedReader(file, _BLOCK)
                 progress.update(raw.tell() - progress.n)
+            # tarfile ends quietly when the next header is not there
+            if archive.fileobj.tell() != archive.offset + tarfile.BLOCKSIZE:
+                raise tarfile.ReadError("the end-of-archive mark is missing")
+            while archive.fileobj.read(_BLOCK):  # to the checksum of the compression
+                pass
 
     def _zip_files(self, wanted: Callable[[str], bool]) -> Iterator[tuple[str, BinaryIO]]:
         with zipfile.ZipFile(self.path) as archive, self._progress() as progress:
@@ -118,8 +121,9 @@ class RawRelease:
                 kind = stat.S_IFMT(member.external_attr >> 16)
                 self._check(member.filename, kind in (0, stat.S_IFREG, stat.S_IFDIR))
                 if not member.is_dir() and wanted(member.filename.removeprefix("./")):
-                    with archive.open(member) as file:
-                        yield member.filename.removeprefix("./"), file
+                    with archive.open(member) as member_file:
+                        file = _CheckedFile(member_file, self.path)
+                        yield member.filename.removeprefix("./"), io.BufferedReader(file, _BLOCK)
                 progress.update(member.compress_size)
 
     def _progress(self) -> tqdm:
@@ -143,7 +147,34 @@ class RawRelease:
         raise UserError(f"{self.path}: member {name!r} {reason}; the archive is refused")
 
 
-def _sha256(path: Path) -> str:
+@contextmanager
+def _damage_told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except _DAMAGED as error:
+        raise UserError(
+            f"{path} cannot be read as a tar or zip archive ({error}); "
+            "it is cut short or damaged: download it again"
+        ) from error
+
+
+class _CheckedFile(io.RawIOBase):
+    """An archive member whose reader is told of damage in the same words."""
+
+    def __init__(self, file: BinaryIO, archive: Path) -> None:
+        self._file = file
+        self._archive = archive
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        with _damage_told(self._archive):
+            return self._file.readinto(buffer)
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(_BLOCK):

@@ -6,6 +6,7 @@ import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -23,11 +24,12 @@ def ordered_map(
     if workers == 1:
         yield from map(function, items)
         return
-    pool = ProcessPoolExecutor(workers, initializer=_leave_signals_to_parent)
+    pool = ProcessPoolExecutor(workers, initializer=_leave_interrupts_to_parent)
     try:
         pending = deque()
         for item in items:
-            pending.append(pool.submit(function, item))
+            with _interrupts_delayed():
+                pending.append(pool.submit(function, item))
             if len(pending) > 2 * workers:
                 yield pending.popleft().result()
         while pending:
@@ -36,7 +38,28 @@ def ordered_map(
         pool.shutdown(cancel_futures=True)
 
 
-def _leave_signals_to_parent() -> None:
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def _interrupts_delayed() -> Iterator[None]:
+    # one that is raised inside a fork is printed and forgotten by the interpreter, and one inside
+    # the pool's own locks can stop it for good
+    received = []
+    previous = {
+        number: signal.signal(number, lambda *received_signal: received.append(received_signal))
+        for number in _SIGNALS
+    }
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    if received:
+        raise KeyboardInterrupt
+
+
+def _leave_interrupts_to_parent() -> None:
     # on Ctrl-C only the parent reports and cleans up
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

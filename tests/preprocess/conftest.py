@@ -28,10 +28,9 @@ def fail(tmp_path, capsys):
     def run(name, *arguments):
         target = tmp_path / "failed" / name
         status = main([name, "--out", str(target), "--workers", "1", *map(str, arguments)])
-        # progress bars end in a carriage return
-        message = capsys.readouterr().err.split("\r")[-1].strip()
-        assert status == 1
-        assert message.startswith("error: ") and "\n" not in message
+        progress, separator, message = capsys.readouterr().err.partition("error: ")
+        assert status == 1 and separator
+        assert message.count("\n") == 1 and "Traceback" not in progress
         assert not target.parent.exists() or not list(target.parent.iterdir())
         return message
 

@@ -1,0 +1,204 @@
+"""CIFAR-10 in grey: photographs of 32 x 32 pixels, ten classes.
+
+    python -m preprocess cifar10 --raw cifar-10-python.tar.gz   45,000/5,000/10,000 images
+    python -m preprocess cifar10 --demo                         small synthetic gratings
+
+The raw release is the archive of pickled batches, or the directory that unpacks from it, or a
+directory or archive of PNG files `{train,test}/CLASS/*.png` (classes in alphabetical order).
+Writes `input/*.npy` and `label/*.npy`.
+
+Grey is ITU-R 601 luma, as PIL's mode `L` has it. A tenth of the training images, chosen by
+`--seed`, becomes the validation split.
+"""
+
+from __future__ import annotations
+
+import argparse
+import codecs
+import logging
+import pickle
+import re
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from fairseq_csp.errors import UserError
+from preprocess.archives import RawRelease
+from preprocess.image_format import ImageDatasetWriter
+from preprocess.preparation import add_common_arguments, prepare
+from preprocess.sources import DATA_SETS
+from preprocess.summary import Figures
+
+DATA_SET = DATA_SETS["cifar10"]
+SIDE = 32
+CLASSES = 10
+DEMO_COUNTS = {"train": 3000, "valid": 500, "test": 500}
+
+_BATCH = re.compile(r"(?:^|/)(?:data_batch_[1-5]|(test)_batch)$")
+_PNG = re.compile(r"(?:^|/)(train|test)/([^/]+)/[^/]+\.png$")
+_VALID_FRACTION = 0.1
+
+logger = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this data set."""
+    add_common_arguments(parser, DATA_SET)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Prepare the set from its raw release, or make the stand-in."""
+    options = {"seed": arguments.seed, "limit": arguments.limit}
+    if arguments.demo:
+        logger.info("cifar10: a synthetic stand-in, gratings of ten orientations and widths")
+        prepare(
+            DATA_SET,
+            arguments,
+            partial(write_demo, seed=arguments.seed, limit=arguments.limit),
+            expected=DEMO_COUNTS,
+            source=lambda: {"generator": "cifar10 stand-in", "seed": arguments.seed},
+            options=options,
+        )
+        return
+    release = RawRelease(arguments.raw or DATA_SET.require_raw())
+    prepare(
+        DATA_SET,
+        arguments,
+        partial(convert_release, release, seed=arguments.seed, limit=arguments.limit),
+        expected=DATA_SET.counts,
+        source=release.description,
+        options=options,
+    )
+
+
+def convert_release(
+    release: RawRelease, directory: Path, *, seed: int, limit: int | None = None
+) -> Figures:
+    """Read all images of a release, hold out the validation split, and write grey pixels.
+
+    Raises:
+        UserError: the release holds neither batches nor PNG files, or a damaged one.
+    """
+    pools = _read(release)
+    images, labels = pools["train"]
+    order = np.random.default_rng(seed).permutation(len(labels))
+    train = round(len(labels) * (1 - _VALID_FRACTION))
+    splits = {
+        "train": (images[order[:train]], labels[order[:train]]),
+        "valid": (images[order[train:]], labels[order[train:]]),
+        "test": pools["test"],
+    }
+    with ImageDatasetWriter(directory, pixels=SIDE * SIDE) as writer:
+        for split, (images, labels) in splits.items():
+            writer.add(split, images[:limit], labels[:limit])
+        return writer.finish(classes=CLASSES)
+
+
+def _read(release: RawRelease) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return grey images (n, 1024) and labels (n,) of ``train`` and ``test``, by file name."""
+    batches: dict[str, list[tuple[str, np.ndarray, np.ndarray]]] = {"train": [], "test": []}
+    photographs: dict[str, list[tuple[str, str, np.ndarray]]] = {"train": [], "test": []}
+    for name, file in release.files(lambda name: bool(_BATCH.search(name) or _PNG.search(name))):
+        if match := _BATCH.search(name):
+            pool = match[1] or "train"
+            batches[pool].append((name, *read_batch(file, release.where(name))))
+        else:
+            pool, label = _PNG.search(name).groups()
+            photographs[pool].append((name, label, _read_png(file, release.where(name))))
+
+    kinds = sum(any(found.values()) for found in (batches, photographs))
+    if kinds != 1:
+        raise UserError(
+            f"{release.path} must hold either cifar-10-batches-py/data_batch_* and test_batch, or "
+            f"{{train,test}}/CLASS/*.png; it has {'both' if kinds else 'neither'}"
+        )
+    names = sorted({label for pool in photographs.values() for _, label, _ in pool})
+    if names and len(names) != CLASSES:
+        raise UserError(f"{release.path} has {len(names)} class folders, expected {CLASSES}")
+    for pool, found in photographs.items():
+        batches[pool] += [(name, grey, [names.index(label)]) for name, label, grey in found]
+    empty = np.empty((0, SIDE * SIDE), dtype=np.uint8)
+    pools = {}
+    for pool, found in batches.items():
+        found.sort(key=lambda batch: batch[0])
+        pools[pool] = (
+            np.concatenate([empty, *(images for _, images, _ in found)]),
+            np.concatenate([[], *(labels for _, _, labels in found)]).astype(np.int64),
+        )
+    return pools
+
+
+def read_batch(file: BinaryIO, where: str) -> tuple[np.ndarray, np.ndarray]:
+    """Read one pickled batch: grey images uint8 (n, 1024), labels int64 (n,).
+
+    Raises:
+        UserError: the pickle holds anything but arrays and plain containers, or not a batch.
+    """
+    try:
+        batch = _PlainUnpickler(file, encoding="bytes").load()
+        colours = np.asarray(batch[b"data"], dtype=np.uint8).reshape(-1, 3, SIDE, SIDE)
+        labels = np.asarray(batch[b"labels"], dtype=np.int64)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    except Exception as error:  # a damaged pickle can fail in any way
+        raise UserError(f"{where} is not a CIFAR-10 batch ({error})") from error
+    if labels.shape != (len(colours),) or not np.isin(labels, np.arange(CLASSES)).all():
+        raise UserError(f"{where}: expected one label from 0 to 9 for each image")
+    return to_grey(colours.transpose(0, 2, 3, 1)), labels
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Loads numbers, strings, containers and NumPy arrays, and nothing that runs code."""
+
+    _RECONSTRUCT = np.empty(0).__reduce__()[0]
+    _ALLOWED = {
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): np.dtype,
+        ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
+        ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
+        ("_codecs", "encode"): codecs.encode,
+    }
+
+    def find_class(self, module: str, name: str) -> object:
+        try:
+            return self._ALLOWED[module, name]
+        except KeyError:
+            raise UserError(f"the pickle asks for {module}.{name}, which is refused") from None
+
+
+def to_grey(colours: np.ndarray) -> np.ndarray:
+    """Turn RGB uint8 (n, 32, 32, 3) into ITU-R 601 luma, uint8 (n, 1024)."""
+    # one tall image, so that PIL is called once
+    tall = Image.fromarray(np.ascontiguousarray(colours).reshape(-1, SIDE, 3), "RGB")
+    return np.asarray(tall.convert("L")).reshape(-1, SIDE * SIDE)
+
+
+def _read_png(file: BinaryIO, where: str) -> np.ndarray:
+    try:
+        with Image.open(file) as image:
+            image.load()
+            if image.size != (SIDE, SIDE):
+                raise UserError(f"{where} has {image.size} pixels, expected {SIDE} x {SIDE}")
+            return np.asarray(image.convert("RGB").convert("L")).reshape(1, -1)
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise UserError(f"{where} is not a readable image ({error})") from error
+
+
+def write_demo(directory: Path, *, seed: int, limit: int | None = None) -> Figures:
+    """Write gratings whose orientation (five) and width (two) make the class, under noise."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:SIDE, :SIDE]
+    with ImageDatasetWriter(directory, pixels=SIDE * SIDE) as writer:
+        for split, count in DEMO_COUNTS.items():
+            labels = rng.integers(0, CLASSES, min(count, limit or count))
+            angle = (labels % 5) * np.pi / 5 + rng.normal(0, 0.08, labels.size)
+            period = np.where(labels < 5, 5.0, 10.0) * rng.uniform(0.9, 1.1, labels.size)
+            phase = rng.uniform(0, 2 * np.pi, labels.size)
+            distance = np.cos(angle)[:, None, None] * columns + np.sin(angle)[:, None, None] * rows
+            waves = np.sin(2 * np.pi * distance / period[:, None, None] + phase[:, None, None])
+            noisy = 128 + 70 * waves + rng.normal(0, 30, waves.shape)
+            writer.add(split, noisy.clip(0, 255).astype(np.uint8), labels)
+        return writer.finish(classes=CLASSES)
