@@ -61,8 +61,9 @@ class LRAConfig(FairseqDataclass):
     attention_dropout: float = _flag(0.1, "probability of dropping an attention weight")
     act_dropout: float = _flag(0.0, "probability of dropping a hidden number or a value")
     feature_dropout: bool = _flag(False, "MEGA drops whole channels of a row")
+    encoder_learned_pos: bool = _flag(False, "learn the transformer's positions, not sinusoids")
     tie_layer_weights: bool = _flag(False, "all layers of the transformer share their weights")
-    apply_bert_init: bool = _flag(False, "initialise the transformer as BERT does")
+    apply_bert_init: bool = _flag(False, "initialise linear maps and symbols as BERT does")
     sen_rep_type: POOLINGS = _flag("cls", "a row's vector: mean over positions, or first position")
     classifier_layers: int = _flag(1, "hidden layers of the classifier")
     classifier_in_dim: Optional[int] = _flag(  # noqa: UP045

@@ -5,12 +5,16 @@ import logging
 import torch
 from fairseq.data import Dictionary
 from fairseq.models import BaseFairseqModel, register_model
+from fairseq.modules.transformer_sentence_encoder import init_bert_params
 from fairseq.tasks import FairseqTask
 from torch import Tensor, nn
 
 from fairseq_csp.errors import UserError
 from fairseq_csp.models.config import LRAConfig
+from fairseq_csp.models.flash import FlashEncoder
+from fairseq_csp.models.lstm import LSTMEncoder
 from fairseq_csp.models.mega import MegaEncoder
+from fairseq_csp.models.transformer import TransformerEncoder
 from fairseq_csp.models.trimming import trimmed_parts
 from fairseq_csp.modules.norms import BATCH_NORMS
 from fairseq_csp.modules.pointwise import activation
@@ -18,7 +22,12 @@ from fairseq_csp.modules.rows import Rows
 
 logger = logging.getLogger(__name__)
 
-ENCODERS = {"mega": MegaEncoder}
+ENCODERS = {
+    "mega": MegaEncoder,
+    "transformer": TransformerEncoder,
+    "flash": FlashEncoder,
+    "lstm": LSTMEncoder,
+}
 
 
 class LRAEncoder(nn.Module):
@@ -83,6 +92,8 @@ class LRAModel(BaseFairseqModel):
             width = cfg.classifier_out_dim
         self.classifier_activation = activation(str(cfg.classifier_activation_fn))
         self.sentence_projection_layer = _xavier_linear(width, cfg.sentence_class_num, bias=False)
+        if cfg.apply_bert_init:
+            self.apply(init_bert_params)
 
     @classmethod
     def build_model(cls, cfg: LRAConfig, task: FairseqTask) -> "LRAModel":
@@ -92,7 +103,8 @@ class LRAModel(BaseFairseqModel):
             UserError: flags that do not go together.
         """
         dictionary = task.source_dictionary
-        if dictionary is not None and cfg.norm_type in BATCH_NORMS:
+        normalises = cfg.layer_type in ("mega", "flash")
+        if normalises and dictionary is not None and cfg.norm_type in BATCH_NORMS:
             raise UserError(
                 f"--norm-type {cfg.norm_type} would take padding into its statistics: for text "
                 "choose layernorm, scalenorm or rmsnorm"
@@ -127,7 +139,12 @@ class LRAModel(BaseFairseqModel):
 
     def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> None:
         """Drop, with one log line, attention weights that this model has no use for."""
-        dropped = self.encoder.encoder.drop_dead_weights(state_dict, "encoder.encoder.")
+        prefix = f"{name}." if name else ""
+        dropped = sum(
+            module.drop_dead_weights(state_dict, f"{prefix}{path}.")
+            for path, module in self.named_modules()
+            if hasattr(module, "drop_dead_weights")
+        )
         if dropped:
             logger.info(f"dropped {dropped:,} attention weights that {self.cfg.attention} lacks")
 

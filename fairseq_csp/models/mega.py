@@ -1,16 +1,11 @@
 """The MEGA encoder (arXiv 2209.10655)."""
 
-import torch
 import torch.nn.functional as F
 from fairseq.data import Dictionary
 from torch import Tensor, nn
 
 from fairseq_csp.models.config import LRAConfig, attention_name, attention_options
-from fairseq_csp.modules.embeddings import (
-    NamedEmbedding,
-    RealNumberEmbedding,
-    symbol_embedding,
-)
+from fairseq_csp.modules.embeddings import NamedEmbedding, source_embedding
 from fairseq_csp.modules.mega_layer import GatedMovingAverage, MegaEncoderLayer
 from fairseq_csp.modules.norms import SequenceNorm
 from fairseq_csp.modules.pointwise import NormalizedFeedForward, dropout
@@ -30,13 +25,10 @@ class MegaEncoder(nn.Module):
         super().__init__()
         self.cfg = cfg
         dim = cfg.encoder_embed_dim
-        if dictionary is None:
-            self.embed_tokens = RealNumberEmbedding(dim)
-        else:
+        self.embed_tokens = source_embedding(dictionary, dim)
+        if dictionary is not None:
             self.padding = dictionary.pad()
-            self.embed_tokens = NamedEmbedding(
-                symbol_embedding(len(dictionary), dim, dictionary.pad())
-            )
+            self.embed_tokens = NamedEmbedding(self.embed_tokens)
         self.embed_norm = SequenceNorm(cfg.norm_type, dim) if cfg.normalize_embedding else None
         shared = {
             "activation_fn": cfg.activation_fn,
@@ -61,7 +53,9 @@ class MegaEncoder(nn.Module):
                     truncation=cfg.truncation_length if cfg.truncation_length > 0 else None,
                     **shared,
                 ),
-                NormalizedFeedForward(dim, cfg.encoder_ffn_embed_dim, **shared),
+                NormalizedFeedForward(dim, cfg.encoder_ffn_embed_dim, **shared)
+                if cfg.encoder_ffn_embed_dim > 0
+                else None,
             )
             for layer in range(cfg.encoder_layers)
         )
@@ -96,10 +90,3 @@ class MegaEncoder(nn.Module):
             return source, rows
         source = F.pad(source, (0, -positions % chunk), value=self.padding)
         return source, Rows(rows.host, source.size(1), source.device)
-
-    def drop_dead_weights(self, state_dict: dict[str, torch.Tensor], prefix: str) -> int:
-        """Remove attention weights that this encoder has no use for; return how many numbers."""
-        return sum(
-            layer.mega_layer.drop_dead_weights(state_dict, f"{prefix}layers.{k}.mega_layer.")
-            for k, layer in enumerate(self.layers)
-        )

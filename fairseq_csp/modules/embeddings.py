@@ -1,6 +1,7 @@
 """Embeddings of symbols and of real-valued pixels."""
 
 import torch
+from fairseq.data import Dictionary
 from torch import Tensor, nn
 
 
@@ -29,15 +30,16 @@ class NamedEmbedding(nn.Module):
         return self.embed(tokens)
 
 
-def symbol_embedding(symbols: int, dim: int, padding: int) -> nn.Embedding:
-    """Return an embedding drawn from N(0, 1/dim), with 0 for padding.
+def source_embedding(dictionary: Dictionary | None, dim: int) -> nn.Module:
+    """Return an embedding of symbols, drawn from N(0, 1/dim) with 0 for padding, or of pixels.
 
     Args:
-        symbols: size of the dictionary.
+        dictionary: the symbols; None for pixels.
         dim: width of a vector.
-        padding: the dictionary's number of padding.
     """
-    embedding = nn.Embedding(symbols, dim, padding_idx=padding)
+    if dictionary is None:
+        return RealNumberEmbedding(dim)
+    embedding = nn.Embedding(len(dictionary), dim, padding_idx=dictionary.pad())
     nn.init.normal_(embedding.weight, std=dim**-0.5)
-    nn.init.zeros_(embedding.weight.data[padding])
+    nn.init.zeros_(embedding.weight.data[dictionary.pad()])
     return embedding

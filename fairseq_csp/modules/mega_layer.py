@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from fairseq_csp.errors import UserError
-from fairseq_csp.modules.attention import AttentionOptions, attention_class
+from fairseq_csp.modules.attention import AttentionOptions
+from fairseq_csp.modules.gated_attention import GatedAttention
 from fairseq_csp.modules.moving_average import MovingAverage
 from fairseq_csp.modules.norms import SequenceNorm
 from fairseq_csp.modules.pointwise import (
@@ -14,11 +15,10 @@ from fairseq_csp.modules.pointwise import (
     linear,
     normal_linear,
 )
-from fairseq_csp.modules.relative_bias import build_relative_bias
 from fairseq_csp.modules.rows import Rows
 
 
-class GatedMovingAverage(nn.Module):
+class GatedMovingAverage(GatedAttention):
     """Moving average, attention and the two gates around them.
 
     Args:
@@ -40,6 +40,8 @@ class GatedMovingAverage(nn.Module):
         truncation: lags of the moving average kept at most; all when None.
     """
 
+    joint_projection = "mx_proj"
+
     def __init__(
         self,
         dim: int,
@@ -60,30 +62,21 @@ class GatedMovingAverage(nn.Module):
         chunk_size: int = -1,
         truncation: int | None = None,
     ) -> None:
-        super().__init__()
-        attention_type = attention_class(attention)
-        self.uses_queries = attention_type.uses_queries
-        self.z_dim = z_dim
-        queries = z_dim if self.uses_queries else 0
-        self.sizes = (dim, queries, hidden_dim, dim)
+        super().__init__(attention, options, z_dim)
+        self.sizes = (dim, self.query_dim, hidden_dim, dim)
         self.prenorm = prenorm
         self.dropout = dropout
         self.hidden_dropout = hidden_dropout
         self.feature_dropout = feature_dropout
         self.chunk_size = chunk_size
         self.activation = activation(activation_fn)
-        if self.uses_queries:
-            self.gamma = nn.Parameter(torch.randn(2, z_dim) * 0.02)
-            self.beta = nn.Parameter(torch.zeros(2, z_dim))
         self.norm = SequenceNorm(norm_type, dim)
         self.move = MovingAverage(dim, components, truncation)
         self.v_proj = normal_linear(dim, hidden_dim)
         self.mx_proj = normal_linear(dim, sum(self.sizes))
         self.h_proj = normal_linear(hidden_dim, dim)
-        if self.uses_queries:
-            reach = chunk_size if chunk_size > 0 else max_positions
-            self.rel_pos_bias = build_relative_bias(relative_bias, reach, z_dim)
-        self.attention = attention_type(options)
+        reach = chunk_size if chunk_size > 0 else max_positions
+        self.rel_pos_bias = self.build_bias(relative_bias, reach)
 
     def forward(self, x: Tensor, rows: Rows) -> Tensor:
         """Map (batch, D, positions) to the same shape."""
@@ -104,51 +97,22 @@ class GatedMovingAverage(nn.Module):
 
     def _attend(self, values: Tensor, shared: Tensor, rows: Rows) -> Tensor:
         positions = values.size(2)
-        chunks = positions // self.chunk_size if 0 < self.chunk_size < positions else 1
-        if chunks > 1:
-            if positions % self.chunk_size:
-                raise UserError(
-                    f"--chunk-size {self.chunk_size} does not divide the {positions} positions"
-                )
-            rows = rows.chunks(self.chunk_size)
-            values = _cut(values, chunks)
-        if not self.uses_queries:
-            mixed = self.attention(values, rows)
-        else:
-            if chunks > 1:
-                shared = _cut(shared, chunks)
-            queries, keys = (
-                torch.addcmul(beta[:, None], shared, gamma[:, None])
-                for gamma, beta in zip(self.gamma, self.beta, strict=True)
+        if not 0 < self.chunk_size < positions:
+            return self.attend(values, shared, rows)
+        if positions % self.chunk_size:
+            raise UserError(
+                f"--chunk-size {self.chunk_size} does not divide the {positions} positions"
             )
-            mixed = self.attention(values, rows, queries, keys, self.rel_pos_bias)
-        return _join(mixed, chunks) if chunks > 1 else mixed
+        chunks = positions // self.chunk_size
+        rows = rows.chunks(self.chunk_size)
+        return _join(self.attend(_cut(values, chunks), _cut(shared, chunks), rows), chunks)
 
     def _drop(self, x: Tensor, p: float) -> Tensor:
         return dropout(x, p, self.training, self.feature_dropout)
 
-    def drop_dead_weights(self, state_dict: dict[str, Tensor], prefix: str) -> int:
-        """Remove what this layer's attention has no use for from published attention weights.
-
-        Args:
-            state_dict: a state dict in which this layer's names start with ``prefix``; changed.
-            prefix: with the dot at its end.
-
-        Returns:
-            How many numbers were dropped.
-        """
-        if self.uses_queries:
-            return 0
-        dead = [prefix + name for name in ("gamma", "beta")]
-        dead += [name for name in state_dict if name.startswith(prefix + "rel_pos_bias.")]
-        dropped = sum(state_dict.pop(name).numel() for name in dead if name in state_dict)
-        dim = self.sizes[0]
-        for name in (prefix + "mx_proj.weight", prefix + "mx_proj.bias"):
-            full = state_dict.get(name)
-            if full is not None and full.size(0) == self.mx_proj.out_features + self.z_dim:
-                state_dict[name] = torch.cat([full[:dim], full[dim + self.z_dim :]])
-                dropped += full.numel() - state_dict[name].numel()
-        return dropped
+    def rows_before_queries(self) -> int:
+        """Return the channels of the update gate, which come first."""
+        return self.sizes[0]
 
 
 def _cut(x: Tensor, chunks: int) -> Tensor:
@@ -164,11 +128,12 @@ def _join(x: Tensor, chunks: int) -> Tensor:
 class MegaEncoderLayer(nn.Module):
     """A gated moving average and its feed-forward block, under their published names."""
 
-    def __init__(self, mega_layer: GatedMovingAverage, nffn: NormalizedFeedForward) -> None:
+    def __init__(self, mega_layer: GatedMovingAverage, nffn: NormalizedFeedForward | None) -> None:
         super().__init__()
         self.mega_layer = mega_layer
         self.nffn = nffn
 
     def forward(self, x: Tensor, rows: Rows) -> Tensor:
         """Map (batch, D, positions) to the same shape."""
-        return self.nffn(self.mega_layer(x, rows))
+        x = self.mega_layer(x, rows)
+        return x if self.nffn is None else self.nffn(x)

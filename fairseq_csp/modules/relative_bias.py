@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fairseq_csp.errors import UserError
+from fairseq_csp.modules.positions import drop_published_marker
 
 
 class SimpleRelativeBias(nn.Module):
@@ -45,6 +46,7 @@ class RotaryRelativeBias(nn.Module):
         self.beta = nn.Parameter(torch.empty(1, dim))
         nn.init.normal_(self.alpha, std=0.02)
         nn.init.normal_(self.beta, std=0.02)
+        self.register_load_state_dict_pre_hook(drop_published_marker)
 
     def rotated(self, positions: int) -> tuple[Tensor, Tensor]:
         """Return alpha and beta at each position: two tensors (positions, dim)."""

@@ -1,0 +1,111 @@
+"""The Transformer's encoder layer (arXiv 1706.03762), with any attention function on values.
+
+The layout is that of fairseq's multi-head attention: (positions, batch, channels).
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from fairseq.modules import LayerNorm, MultiheadAttention
+from torch import Tensor, nn
+
+from fairseq_csp.modules.attention import AttentionFunction
+from fairseq_csp.modules.pointwise import activation
+from fairseq_csp.modules.rows import Rows
+
+
+class SelfAttention(MultiheadAttention):
+    """fairseq's multi-head attention, of rows to themselves."""
+
+    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+        super().__init__(dim, heads, dropout=dropout, self_attention=True)
+
+    def forward(self, x: Tensor, rows: Rows, turn: int) -> Tensor:
+        """Map (positions, batch, dim) to the same shape; padded keys take no part."""
+        padding = None if rows.full else ~rows.mask.squeeze(1)
+        return super().forward(x, x, x, key_padding_mask=padding, need_weights=False)[0]
+
+
+class ValueAttention(nn.Module):
+    """``W_o attention(W_v x)``: an attention function that needs neither queries nor keys.
+
+    Args:
+        dim: channels.
+        functions: the attention function for each turn of a layer that is applied repeatedly.
+    """
+
+    def __init__(self, dim: int, functions: Sequence[AttentionFunction]) -> None:
+        super().__init__()
+        self.v_proj = nn.Linear(dim, dim)
+        self.out_proj = nn.Linear(dim, dim)
+        # as fairseq initialises multi-head attention
+        nn.init.xavier_uniform_(self.v_proj.weight, gain=1 / math.sqrt(2))
+        nn.init.xavier_uniform_(self.out_proj.weight)
+        nn.init.zeros_(self.out_proj.bias)
+        self.functions = nn.ModuleList(functions)
+
+    def forward(self, x: Tensor, rows: Rows, turn: int) -> Tensor:
+        """Map (positions, batch, dim) to the same shape."""
+        mixed = self.functions[turn](self.v_proj(x).permute(1, 2, 0), rows)
+        return self.out_proj(mixed.permute(2, 0, 1))
+
+    def drop_dead_weights(self, state_dict: dict[str, Tensor], prefix: str) -> int:
+        """Remove the queries' and keys' projections from published attention weights.
+
+        Args:
+            state_dict: a state dict in which this module's names start with ``prefix``; changed.
+            prefix: with the dot at its end.
+
+        Returns:
+            How many numbers were dropped.
+        """
+        dead = [name for name in state_dict if name.startswith((f"{prefix}q_", f"{prefix}k_"))]
+        return sum(state_dict.pop(name).numel() for name in dead)
+
+
+class TransformerEncoderLayer(nn.Module):
+    """Attention and feed-forward block, each with a residual and then a layer norm.
+
+    Args:
+        self_attn: what mixes the positions.
+        dim: model channels.
+        ffn_dim: channels inside the feed-forward block.
+        activation_fn: name of its activation.
+        dropout: probability of dropping a model channel.
+        hidden_dropout: probability of dropping a hidden number.
+    """
+
+    def __init__(
+        self,
+        self_attn: SelfAttention | ValueAttention,
+        dim: int,
+        ffn_dim: int,
+        *,
+        activation_fn: str,
+        dropout: float,
+        hidden_dropout: float,
+    ) -> None:
+        super().__init__()
+        self.self_attn = self_attn
+        self.self_attn_layer_norm = LayerNorm(dim)
+        self.fc1 = nn.Linear(dim, ffn_dim)
+        self.fc2 = nn.Linear(ffn_dim, dim)
+        self.final_layer_norm = LayerNorm(dim)
+        self.activation = activation(activation_fn)
+        self.dropout = dropout
+        self.hidden_dropout = hidden_dropout
+
+    def forward(self, x: Tensor, rows: Rows, turn: int = 0) -> Tensor:
+        """Map (positions, batch, dim) to the same shape.
+
+        Args:
+            x: what to map.
+            rows: valid positions of each row.
+            turn: how many times this layer was applied before, where layers share their weights.
+        """
+        mixed = self.self_attn(x, rows, turn)
+        x = self.self_attn_layer_norm(x + F.dropout(mixed, self.dropout, self.training))
+        hidden = self.activation(self.fc1(x))
+        hidden = self.fc2(F.dropout(hidden, self.hidden_dropout, self.training))
+        return self.final_layer_norm(x + F.dropout(hidden, self.dropout, self.training))
