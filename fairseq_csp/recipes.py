@@ -87,10 +87,14 @@ class Recipe:
 # fmt: off
 PAPER = {
     "listops": Recipe(6, "layernorm", False, "softmax", .001, .1, .01, 64, 1, 90000, 90000, 3000),
-    "imdb-4000": Recipe(4, "scalenorm", False, "softmax", .004, .1, .01, 25, 2, 25000, 25000, 10000),
+    "imdb-4000": Recipe(
+        4, "scalenorm", False, "softmax", .004, .1, .01, 25, 2, 25000, 25000, 10000
+    ),
     "aan": Recipe(6, "scalenorm", False, "softmax", .006, .1, .04, 8, 8, 20000, 91960, 10000),
     "cifar10": Recipe(8, "batchnorm", True, "laplace", .01, 0, .02, 50, 1, 180000, 180000, 9000),
-    "pathfinder": Recipe(6, "batchnorm", True, "laplace", .03, .1, .01, 64, 1, 250000, 250000, 50000),
+    "pathfinder": Recipe(
+        6, "batchnorm", True, "laplace", .03, .1, .01, 64, 1, 250000, 250000, 50000
+    ),
     "path-x": Recipe(
         4, "syncbatchnorm", True, "laplace", .01, .5, .01, 60, 8, 125000, 125000, 25000, power=2
     ),

@@ -1,0 +1,261 @@
+"""The CSP operator against a naive loop over rows and channels, and its promised properties."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fairseq_csp.ops.csp import (
+    ORDERS,
+    SHIFTS,
+    channel_wise_sample_permutation,
+    permutation_matrix,
+    shift_steps,
+)
+
+GOLDEN = np.load(Path(__file__).parent / "csp_operator.npz")
+GOLDEN_CASES = sorted({name.split("/")[0] for name in GOLDEN.files}, key=int)
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+GROUPS = [1, 2, 3, 4, 8, 9, 300, "full"]
+
+
+def naive_steps(n, channels, layer, num_layers, shift, group):
+    steps = []
+    for c in range(channels):
+        if shift == "exponential":
+            step = math.ceil(n ** ((layer * channels + c) / (num_layers * channels)))
+        elif shift == "linear" and group != "full":
+            step = 0 if c == 0 else group * (c - 1)
+        else:
+            step = 0
+        steps.append(step % n)
+    return steps
+
+
+def naive(
+    values,
+    lengths=None,
+    layer=0,
+    num_layers=1,
+    shift="exponential",
+    group_size=2,
+    order="shift_sort",
+    descending=False,
+):
+    """Row by row, channel by channel, on lists of Python numbers; also which input went where."""
+    batch, positions, channels = values.shape
+    out = torch.zeros_like(values)
+    source = torch.full(values.shape, -1)
+    for b in range(batch):
+        n = positions if lengths is None else int(lengths[b])
+        group = n if group_size == "full" else group_size
+        for c, step in enumerate(naive_steps(n, channels, layer, num_layers, shift, group_size)):
+            items = [(values[b, i, c].item(), i) for i in range(n)]
+
+            def shifted(items, step=step, n=n):
+                return [items[(i - step) % n] for i in range(n)]
+
+            def grouped(items, group=group, n=n):
+                result = []
+                for start in range(0, n, group):
+                    part = items[start : start + group]
+                    numbers = [item for item in part if not math.isnan(item[0])]
+                    # python's sort is stable with reverse=True as well
+                    numbers.sort(key=lambda item: item[0], reverse=descending)
+                    result += numbers + [item for item in part if math.isnan(item[0])]
+                return result
+
+            first, second = (shifted, grouped) if order == "shift_sort" else (grouped, shifted)
+            for i, (value, origin) in enumerate(second(first(items))):
+                out[b, i, c] = value
+                source[b, i, c] = origin
+    return out, source
+
+
+def draw(batch, positions, channels, dtype=torch.float32, seed=0, ties=False):
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(batch, positions, channels, generator=generator, dtype=torch.float64)
+    if ties:
+        values = (values * 2).round() / 2
+    return values.to(dtype)
+
+
+def same(a, b):
+    """Bit for bit, NaN in the same places; 0 and -0 differ."""
+    return (
+        torch.equal(a.isnan(), b.isnan())
+        and torch.equal(a.nan_to_num(), b.nan_to_num())
+        and torch.equal(a.nan_to_num().signbit(), b.nan_to_num().signbit())
+    )
+
+
+@pytest.mark.parametrize("case", GOLDEN_CASES)
+def test_equals_published_outputs(case):
+    values = torch.from_numpy(GOLDEN[f"{case}/v"])
+    layer, num_layers = (int(x) for x in GOLDEN[f"{case}/layer"])
+    out = channel_wise_sample_permutation(values, layer=layer, num_layers=num_layers)
+    assert same(out, torch.from_numpy(GOLDEN[f"{case}/out"]))
+    length, channels = values.shape[1:]
+    published = torch.from_numpy(GOLDEN[f"{case}/shift"]) % length
+    assert torch.equal(shift_steps(length, channels, layer, num_layers), published)
+
+
+@pytest.mark.parametrize("shift", SHIFTS)
+def test_steps_are_python_powers_for_every_length(shift):
+    for n in range(1, 300):
+        assert shift_steps(n, 7, 1, 3, shift, 2).tolist() == naive_steps(n, 7, 1, 3, shift, 2)
+
+
+def test_steps_reach_every_scale_over_all_layers():
+    steps = torch.cat([shift_steps(4000, 64, layer, 4) for layer in range(4)])
+    assert torch.equal(steps, steps.sort().values)
+    assert steps[0] == 1
+    assert 3800 < steps[-1] < 4000
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_equals_naive_loop(data):
+    positions = data.draw(st.sampled_from([1, 2, 3, 5, 8, 9, 12, 31]))
+    batch = data.draw(st.integers(1, 3))
+    options = {
+        "layer": data.draw(st.integers(0, 2)),
+        "num_layers": 3,
+        "shift": data.draw(st.sampled_from(SHIFTS)),
+        "group_size": data.draw(st.sampled_from(GROUPS)),
+        "order": data.draw(st.sampled_from(ORDERS)),
+        "descending": data.draw(st.booleans()),
+    }
+    ragged = st.lists(st.integers(1, positions), min_size=batch, max_size=batch)
+    lengths = data.draw(st.none() | ragged)
+    values = draw(batch, positions, data.draw(st.integers(1, 4)), seed=positions, ties=True)
+    for _ in range(data.draw(st.integers(0, 2))):
+        values.view(-1)[data.draw(st.integers(0, values.numel() - 1))] = math.nan
+    expected, source = naive(values, lengths, **options)
+
+    values.requires_grad_()
+    out = channel_wise_sample_permutation(values, lengths, **options)
+    assert same(out.detach(), expected)
+
+    incoming = draw(*values.shape, seed=1)
+    out.backward(incoming)
+    gradient = torch.zeros_like(values)
+    kept = source >= 0
+    b, _, c = torch.meshgrid(*(torch.arange(size) for size in values.shape), indexing="ij")
+    gradient[b[kept], source[kept], c[kept]] = incoming[kept]
+    assert torch.equal(values.grad, gradient)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("group", [2, 4, 9, "full"])
+def test_each_channel_is_permuted_bit_for_bit(dtype, group):
+    values = draw(2, 501, 6, dtype)
+    lengths = [501, 64]
+    out = channel_wise_sample_permutation(values, lengths, layer=1, num_layers=2, group_size=group)
+    assert out.dtype == dtype
+    for row, n in enumerate(lengths):
+        assert torch.equal(out[row, :n].sort(0).values, values[row, :n].sort(0).values)
+        assert not torch.equal(out[row, :n], values[row, :n])
+        assert (out[row, n:] == 0).all()
+
+
+@pytest.mark.parametrize("padding", [8, 12, 4002])
+@pytest.mark.parametrize("group", [2, 3, 9, "full"])
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_row_does_not_depend_on_its_batch(padding, group, order):
+    options = {"layer": 1, "num_layers": 2, "group_size": group, "order": order}
+    row = draw(1, 7, 5)
+    alone = channel_wise_sample_permutation(row, **options)
+    batch = torch.full((3, padding, 5), math.nan)
+    batch[1, :7] = row[0]
+    batch[0], batch[2, :2] = math.inf, 1.0
+    padded = channel_wise_sample_permutation(batch, [padding, 7, 2], **options)
+    assert torch.equal(padded[1, :7], alone[0])
+    assert (padded[1, 7:] == 0).all()
+
+
+@pytest.mark.parametrize("shift", SHIFTS)
+@pytest.mark.parametrize("group", [2, 3, "full"])
+def test_permutation_matrix_is_one_and_gives_the_output(shift, group):
+    values = draw(2, 9, 3, torch.float64, ties=True)
+    lengths = [9, 6]
+    options = {"layer": 1, "num_layers": 2, "shift": shift, "group_size": group}
+    matrix = permutation_matrix(values, lengths, **options)
+    assert matrix.shape == (2, 3, 9, 9)
+    for row, n in enumerate(lengths):
+        inside = matrix[row, :, :n, :n]
+        assert (inside.sum(1) == 1).all()
+        assert (inside.sum(2) == 1).all()
+        assert matrix[row].sum() == 3 * n
+    out = channel_wise_sample_permutation(values, lengths, **options)
+    assert torch.equal(torch.einsum("bcij,bjc->bic", matrix, values), out)
+
+
+@pytest.mark.parametrize("group", [2, 3, 9, "full"])
+@pytest.mark.parametrize("order", ORDERS)
+def test_gradcheck(group, order):
+    values = draw(2, 11, 2, torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda v: channel_wise_sample_permutation(
+            v, [11, 4], layer=1, num_layers=2, group_size=group, order=order
+        ),
+        values,
+    )
+
+
+def test_nan_inside_and_anything_in_the_padding():
+    values = draw(1, 6, 1)
+    values[0, 2], values[0, 4:] = math.nan, math.inf
+    values.requires_grad_()
+    out = channel_wise_sample_permutation(values, [4])
+    assert out.isnan().sum() == 1
+    assert (out[0, 4:] == 0).all()
+    out.backward(torch.full_like(values, math.nan).index_fill_(1, torch.arange(4), 1.0))
+    assert torch.equal(values.grad.flatten(), torch.tensor([1.0, 1, 1, 1, 0, 0]))
+
+
+def test_strides_and_autocast():
+    values = draw(2, 10, 6)
+    expected = channel_wise_sample_permutation(values)
+    for view in (
+        values.transpose(1, 2).contiguous().transpose(1, 2),
+        values.repeat_interleave(2, 1)[:, ::2],
+        values.flip(2).flip(2),
+    ):
+        assert torch.equal(channel_wise_sample_permutation(view), expected)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(channel_wise_sample_permutation(values), expected)
+
+
+def test_compiles():
+    torch._dynamo.reset()
+    compiled = torch.compile(channel_wise_sample_permutation, backend="aot_eager")
+    for lengths in (None, [10, 7]):
+        values, again = (draw(2, 10, 6).requires_grad_() for _ in range(2))
+        out, expected = compiled(values, lengths), channel_wise_sample_permutation(again, lengths)
+        assert torch.equal(out, expected)
+        incoming = draw(2, 10, 6, seed=1)
+        out.backward(incoming)
+        expected.backward(incoming)
+        assert torch.equal(values.grad, again.grad)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"lengths": [3, 0]}, "row 1 has length 0"),
+        ({"lengths": torch.tensor([6, 3])}, "row 0 has length 6"),
+        ({"lengths": [3]}, "1 lengths were given for 2 rows"),
+        ({"shift": "cubic"}, "exponential, linear, none"),
+        ({"order": "sort"}, "shift_sort, sort_shift"),
+        ({"group_size": 0}, "group_size is 0"),
+        ({"group_size": "all"}, "'full'"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        channel_wise_sample_permutation(draw(2, 5, 3), **arguments)

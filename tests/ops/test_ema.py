@@ -1,0 +1,114 @@
+"""The moving average against sums written out, and against float64 where float32 is hard."""
+
+import math
+
+import pytest
+import torch
+
+from fairseq_csp.ops.ema import (
+    circular_kernel,
+    convolve,
+    ema_kernel,
+    ema_kernel_naive,
+    moving_average_naive,
+)
+
+
+def parameters(dim, components, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    shape = (2 * dim, components)
+    delta, alpha, beta = (normal(*shape, 1) for _ in range(3))
+    return delta, alpha, beta, normal(*shape), normal(dim)
+
+
+def fast(x, delta, alpha, beta, gamma, omega, truncation=None):
+    lags = min(x.size(2), truncation or x.size(2))
+    kernel = ema_kernel(delta, alpha, beta, gamma, lags)
+    return convolve(x, circular_kernel(kernel, omega, x.size(2)))
+
+
+def by_sums(x, delta, alpha, beta, gamma, omega, truncation=None):
+    """``sum_{j<=i} back[i-j] x_j + sum_{j>=i} ahead[j-i] x_j + omega x_i``, as written."""
+    batch, dim, positions = x.shape
+    p = torch.sigmoid(delta)[..., 0]
+    q = 1 - p * torch.sigmoid(alpha)[..., 0]
+    weight = p * beta[..., 0] * gamma / math.sqrt(gamma.size(1))
+    y = omega[:, None] * x
+    for i in range(positions):
+        for j in range(positions):
+            lag = abs(i - j)
+            if truncation is not None and lag >= truncation:
+                continue
+            kernel = (weight * q**lag).sum(1)
+            if j <= i:
+                y[:, :, i] += kernel[:dim] * x[:, :, j]
+            if j >= i:
+                y[:, :, i] += kernel[dim:] * x[:, :, j]
+    return y
+
+
+@pytest.mark.parametrize("positions", [1, 2, 7, 20])
+@pytest.mark.parametrize("truncation", [None, 1, 5, 100])
+def test_equals_the_sums(positions, truncation):
+    values = parameters(3, 4)
+    x = torch.randn(2, 3, positions, dtype=torch.float64)
+    expected = by_sums(x, *values, truncation)
+    assert torch.allclose(fast(x, *values, truncation), expected, atol=1e-12)
+    assert torch.allclose(moving_average_naive(x, *values, truncation), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 63, 500, 1024])
+def test_kernel_equals_naive_in_value_and_gradient(length):
+    kernels, gradients = [], []
+    for kernel in (ema_kernel, ema_kernel_naive):
+        values = [value.requires_grad_() for value in parameters(2, 3)[:4]]
+        kernels.append(kernel(*values, length))
+        incoming = torch.linspace(-1, 1, 4 * length, dtype=torch.float64).view(4, length)
+        gradients.append(torch.autograd.grad(kernels[-1], values, incoming))
+    assert torch.allclose(*kernels, atol=1e-12)
+    for ours, naive in zip(*gradients, strict=True):
+        assert torch.allclose(ours, naive, atol=1e-10)
+
+
+@pytest.mark.parametrize(("delta", "alpha"), [(-9.0, -9.0), (0.0, 0.0), (9.0, 9.0), (40.0, 40.0)])
+def test_long_kernel_is_exact_for_q_near_0_and_near_1(delta, alpha):
+    """q is about 1 - 1.5e-8, 0.75, 2.5e-4, and (rounded) 0."""
+    values = [torch.full((2, 3, 1), delta), torch.full((2, 3, 1), alpha)]
+    values += [torch.ones(2, 3, 1), torch.ones(2, 3)]
+    wide = [value.double() for value in values]
+    log_q = torch.log1p(-torch.sigmoid(wide[0]) * torch.sigmoid(wide[1]))
+    lags = torch.arange(16384, dtype=torch.float64)
+    powers = torch.where(lags == 0, 1.0, torch.exp(lags * log_q))
+    exact = (torch.sigmoid(wide[0]) * powers).sum(1) / math.sqrt(3)
+    assert torch.allclose(ema_kernel(*values, 16384).double(), exact, rtol=1e-5, atol=1e-6)
+
+    trained = [value.requires_grad_() for value in values]
+    ema_kernel(*trained, 16384).sum().backward()
+    assert all(value.grad.isfinite().all() for value in trained)
+
+
+def test_long_average_is_exact_in_float32():
+    values = parameters(4, 16, dtype=torch.float32)
+    x = torch.randn(1, 4, 16384)
+    wide = moving_average_naive(x.double(), *(value.double() for value in values))
+    ours = fast(x, *values)
+    assert (ours - wide).abs().max() / wide.abs().max() < 1e-5
+
+
+def test_gradients_of_the_convolution():
+    values = [value.requires_grad_() for value in parameters(2, 3)]
+    x = torch.randn(2, 2, 9, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, *v: fast(x, *v, truncation=5), (x, *values))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_computed_in_float32(dtype):
+    values = parameters(2, 3, dtype=torch.float32)
+    x = torch.randn(2, 2, 100).to(dtype)
+    out = fast(x, *values)
+    assert out.dtype == dtype
+    assert torch.equal(out, fast(x.float(), *values).to(dtype))
