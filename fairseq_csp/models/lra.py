@@ -103,6 +103,12 @@ class LRAModel(BaseFairseqModel):
             UserError: flags that do not go together.
         """
         dictionary = task.source_dictionary
+        given = "image" if dictionary is None else "text"
+        if cfg.input_type != given:
+            raise UserError(
+                f"--input-type is {cfg.input_type}, but the task's input is {given}: is the "
+                "architecture one for this data set?"
+            )
         normalises = cfg.layer_type in ("mega", "flash")
         if normalises and dictionary is not None and cfg.norm_type in BATCH_NORMS:
             raise UserError(
