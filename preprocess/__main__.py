@@ -12,10 +12,12 @@ import sys
 from types import FrameType, ModuleType
 
 from fairseq_csp.errors import UserError
-from preprocess import cifar10, convert, listops
+from preprocess import aan, cifar10, convert, imdb, listops
 
 COMMANDS: dict[str, ModuleType] = {
     "listops": listops,
+    "imdb-4000": imdb,
+    "aan": aan,
     "cifar10": cifar10,
     "convert": convert,
 }

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import codecs
-import logging
 import pickle
 import re
 from functools import partial
@@ -28,7 +27,7 @@ from PIL import Image, UnidentifiedImageError
 from fairseq_csp.errors import UserError
 from preprocess.archives import RawRelease
 from preprocess.image_format import ImageDatasetWriter
-from preprocess.preparation import add_common_arguments, prepare
+from preprocess.preparation import add_common_arguments, prepare, standin_source
 from preprocess.sources import DATA_SETS
 from preprocess.summary import Figures
 
@@ -41,8 +40,6 @@ _BATCH = re.compile(r"(?:^|/)(?:data_batch_[1-5]|(test)_batch)$")
 _PNG = re.compile(r"(?:^|/)(train|test)/([^/]+)/[^/]+\.png$")
 _VALID_FRACTION = 0.1
 
-logger = logging.getLogger(__name__)
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this data set."""
@@ -53,23 +50,18 @@ def run(arguments: argparse.Namespace) -> None:
     """Prepare the set from its raw release, or make the stand-in."""
     options = {"seed": arguments.seed, "limit": arguments.limit}
     if arguments.demo:
-        logger.info("cifar10: a synthetic stand-in, gratings of ten orientations and widths")
-        prepare(
-            DATA_SET,
-            arguments,
-            partial(write_demo, seed=arguments.seed, limit=arguments.limit),
-            expected=DEMO_COUNTS,
-            source=lambda: {"generator": "cifar10 stand-in", "seed": arguments.seed},
-            options=options,
-        )
-        return
-    release = RawRelease(arguments.raw or DATA_SET.require_raw())
+        source = standin_source(DATA_SET, arguments, "gratings of five directions, two widths")
+        fill, expected = write_demo, DEMO_COUNTS
+    else:
+        release = RawRelease(arguments.raw or DATA_SET.require_raw())
+        source = release.description
+        fill, expected = partial(convert_release, release), DATA_SET.counts
     prepare(
         DATA_SET,
         arguments,
-        partial(convert_release, release, seed=arguments.seed, limit=arguments.limit),
-        expected=DATA_SET.counts,
-        source=release.description,
+        partial(fill, **options),
+        expected=expected,
+        source=source,
         options=options,
     )
 

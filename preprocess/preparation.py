@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -12,6 +13,8 @@ from fairseq_csp.errors import UserError
 from preprocess.directories import new_directory
 from preprocess.sources import DataSet
 from preprocess.summary import Figures, check_counts, format_table, write_summary
+
+logger = logging.getLogger(__name__)
 
 
 def positive(text: str) -> int:
@@ -62,6 +65,7 @@ def prepare(
     fill: Callable[[Path], Figures],
     *,
     expected: Mapping[str, int],
+    full: Mapping[str, int] | None = None,
     source: Callable[[], Mapping[str, object]],
     options: Mapping[str, object],
 ) -> None:
@@ -72,6 +76,7 @@ def prepare(
         arguments: The common options.
         fill: Writes the files into an empty directory and returns the figures.
         expected: Examples that each split must have; not checked under ``--limit``.
+        full: Examples of the full set (default: the table's); others make the set limited.
         source: Called after ``fill``; tells where the data came from, for the summary.
         options: The options that shaped the set, for the summary.
 
@@ -91,8 +96,16 @@ def prepare(
             directory,
             data_set.name,
             figures,
-            limited=counts != data_set.counts,
+            limited=counts != (full or data_set.counts),
             source=source(),
             options=options,
         )
     sys.stdout.write(f"{data_set.name}: wrote {target}\n{format_table(figures)}")
+
+
+def standin_source(
+    data_set: DataSet, arguments: argparse.Namespace, what: str
+) -> Callable[[], Mapping[str, object]]:
+    """Log that ``--demo`` makes a stand-in, and return the source for :func:`prepare`."""
+    logger.info("%s: a synthetic stand-in, not the real data: %s", data_set.name, what)
+    return lambda: {"generator": f"{data_set.name} stand-in", "seed": arguments.seed}
