@@ -123,7 +123,7 @@ def test_raw_file_is_found_in_its_place(raw, prepare, monkeypatch, tmp_path):
 
 def test_sentencepiece_keeps_the_layout_and_the_text(raw, prepare):
     options = ("--raw", raw, "--limit", 100)
-    out = prepare("imdb-4000", *options, "--tokenizer", "sentencepiece", "--vocab-size", 280)
+    out = prepare("imdb-4000", *options, "--tokenizer", "sentencepiece", "--vocab-size", 288)
     processor = sentencepiece.SentencePieceProcessor(str(out / "sentencepiece.model"))
     for name, line in zip(ORDER, token_lines(out / "src-bin", "train"), strict=True):
         text = REVIEWS[name].decode(errors="replace")
@@ -131,7 +131,7 @@ def test_sentencepiece_keeps_the_layout_and_the_text(raw, prepare):
     bytewise = prepare("imdb-4000", *options, out=out.parent / "bytes")
     for split in ("train", "valid", "test"):
         assert token_lines(out / "label-bin", split) == token_lines(bytewise / "label-bin", split)
-    assert json.loads((out / "summary.json").read_text())["options"]["vocab_size"] == 280
+    assert json.loads((out / "summary.json").read_text())["options"]["vocab_size"] == 288
 
 
 def test_vocab_size_is_checked(fail):
