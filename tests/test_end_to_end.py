@@ -1,0 +1,192 @@
+"""The main job through the real commands, on small data that the tests generate."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+TOOLS = Path(sys.executable).parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+# as a user would have it: the environment's commands first on the path
+ENVIRONMENT = {**os.environ, "PATH": f"{TOOLS}{os.pathsep}{os.environ['PATH']}"}
+# fmt: off
+SMALL = [
+    "--encoder-layers", "2", "--encoder-embed-dim", "16", "--encoder-hidden-dim", "32",
+    "--encoder-ffn-embed-dim", "32", "--z-dim", "8", "--n-dim", "4", "--classifier-out-dim", "16",
+]
+# fmt: on
+
+
+def call(*command, **options):
+    return subprocess.run(
+        [str(word) for word in command],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        **options,
+    )
+
+
+def succeed(*command):
+    answer = call(*command)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    return answer.stdout + answer.stderr
+
+
+def logged(log, tag):
+    """What fairseq logged as JSON under a tag, one dict a line."""
+    return [json.loads(text) for text in re.findall(rf"\| {tag} \| (\{{.*\}})$", log, re.MULTILINE)]
+
+
+def train(data, save_dir, *flags):
+    return succeed(
+        "fairseq-train", data, "--user-dir", "fairseq_csp", "--save-dir", save_dir,
+        "--task", "lra-text", "--arch", "mega_lra_listop", "--attention", "csp",
+        "--criterion", "lra_cross_entropy", "--optimizer", "adam", "--lr", "0.004",
+        "--lr-scheduler", "linear_decay", "--warmup-updates", "2", "--warmup-power", "2",
+        "--total-num-update", "10", "--clip-norm", "1.0", "--batch-size", "8", "--cpu",
+        "--best-checkpoint-metric", "accuracy", "--maximize-best-checkpoint-metric",
+        "--log-format", "json", "--log-interval", "1", "--sen-rep-type", "mp", *SMALL, *flags,
+    )  # fmt: skip
+
+
+def validate(data, checkpoint, subset):
+    log = succeed(
+        "fairseq-validate", data, "--user-dir", "fairseq_csp", "--path", checkpoint,
+        "--valid-subset", subset, "--log-format", "json",
+    )  # fmt: skip
+    return logged(log, subset)[-1]
+
+
+@pytest.fixture(scope="session")
+def listops(tmp_path_factory):
+    # a name that a careless script would trip over
+    data = tmp_path_factory.mktemp("data") / "list ops $(x)"
+    succeed(
+        sys.executable, "-m", "preprocess", "listops", "--out", data, "--train-size", "60",
+        "--valid-size", "21", "--test-size", "21", "--min-length", "5", "--max-length", "40",
+    )  # fmt: skip
+    return data
+
+
+def test_resumed_training_equals_uninterrupted(listops, tmp_path):
+    whole = train(listops, tmp_path / "whole", "--max-update", "6")
+    train(listops, tmp_path / "parts", "--max-update", "3")
+    resumed = train(listops, tmp_path / "parts", "--max-update", "6")
+    assert "Loaded checkpoint" in resumed
+
+    losses = {step["num_updates"]: step["loss"] for step in logged(whole, "train_inner")}
+    again = {step["num_updates"]: step["loss"] for step in logged(resumed, "train_inner")}
+    assert sorted(losses) == ["1", "2", "3", "4", "5", "6"]
+    assert again == {number: losses[number] for number in ("4", "5", "6")}
+    weights = [
+        torch.load(tmp_path / run / "checkpoint_last.pt", weights_only=True)["model"]
+        for run in ("whole", "parts")
+    ]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+    result = validate(listops, tmp_path / "whole" / "checkpoint_last.pt", "valid")
+    assert result["valid_loss"] == logged(whole, "valid")[-1]["valid_loss"]
+    # no example is lost to a batch that is not full
+    assert result["valid_bsz"] == "21"
+
+
+def test_train_lra_trains_tests_and_resumes(listops, tmp_path):
+    run = tmp_path / "a run; of 'mine'"
+    words = [
+        "bash", ROOT / "train_lra.sh", "model_name=mega", "dataset_name=listops", "preset=demo",
+        f"data_dir={listops}", f"save_dir={run}", "seed=3", "--", *SMALL,
+    ]  # fmt: skip
+    first = call(*words, "--max-update", "2")
+    assert first.returncode == 0, first.stderr
+    # nothing but the one last line after fairseq's own output
+    *_, last = first.stdout.splitlines()
+    name, arch, attention, accuracy, examples, checkpoint = last.split(" | ")
+    assert (name, arch, attention) == (listops.name, "mega_lra_listop", "csp")
+    assert examples == "21 examples"
+    assert checkpoint == str(run / "checkpoint_best.pt")
+    again = validate(listops, checkpoint, "test")
+    assert accuracy == f"test accuracy {float(again['test_accuracy']):.3f} %"
+
+    assert {path.name for path in run.iterdir()} >= {
+        "checkpoint_best.pt", "checkpoint_last.pt", "command.jsonl", "tensorboard", "train.log",
+    }  # fmt: skip
+    assert list(run.glob("tensorboard/*/events.*"))
+
+    second = call(*words, "--max-update", "4")
+    assert second.returncode == 0, second.stderr
+    assert f"resuming {run}" in second.stderr
+    records = [json.loads(line) for line in (run / "command.jsonl").read_text().splitlines()]
+    assert len(records) == 2
+    assert "--max-update 4" in records[1]["command"]
+    # the command that was printed is the one that was run
+    assert records[1]["command"] in second.stderr
+    assert shlex.split(records[1]["command"])[1] == str(listops)
+
+
+def test_paper_preset_says_how_long_it_takes(listops, tmp_path):
+    answer = call(
+        "bash", ROOT / "train_lra.sh", "model_name=mega", "dataset_name=listops",
+        f"data_dir={listops}", f"save_dir={tmp_path / 'run'}", "gpus=0",
+        "--", *SMALL, "--max-update", "1", "--batch-size", "8",
+    )  # fmt: skip
+    assert answer.returncode == 0, answer.stderr
+    assert re.search(r"one update takes about \d+\.\d s here.*preset=demo", answer.stderr)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["model=mega"], "the keys are model_name, dataset_name"),
+        (["model_name=bert", "dataset_name=aan"], "transformer, mega, lstm, flash"),
+        (["model_name=mega", "dataset_name=imdb"], "listops, imdb-4000, aan"),
+        (["model_name=mega", "dataset_name=aan", "attention=x"], "csp, softmax, relu2, laplace"),
+        (["model_name=lstm", "dataset_name=aan", "attention=csp"], "it must be one of default"),
+        (["model_name=mega", "dataset_name=aan", "seed=-1"], "seed is '-1'"),
+        (["model_name=mega", "dataset_name=aan", "seed"], "write seed=VALUE"),
+        (["model_name=mega", "dataset_name=aan", "--", "--save-dir", "x"], "write save_dir="),
+    ],
+)
+def test_bad_words_end_before_anything_is_installed(words, message, tmp_path):
+    # a python3 without any package: what is missing then must not matter
+    (tmp_path / "python3").write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')
+    (tmp_path / "python3").chmod(0o755)
+    answer = subprocess.run(
+        ["bash", ROOT / "train_lra.sh", *words],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"},
+    )
+    assert answer.returncode == 2
+    assert message in answer.stderr
+    assert len(answer.stderr.splitlines()) == 1
+
+
+def test_the_mixer_of_the_readme_trains(listops, tmp_path):
+    """A new attention function is one file in one folder."""
+    code = re.search(r"```python\n(.*?@register_attention.*?)```", README, re.DOTALL).group(1)
+    assert len(code.splitlines()) <= 15
+    package = shutil.copytree(ROOT / "fairseq_csp", tmp_path / "fairseq_csp")
+    (package / "modules" / "attention" / "mean.py").write_text(code)
+    log = train(
+        listops, tmp_path / "run", "--user-dir", package, "--attention", "mean", "--max-update", "2"
+    )
+    assert "(attention): MeanAttention()" in log
+    assert [step["num_updates"] for step in logged(log, "train_inner")] == ["1", "2"]
+
+
+def test_help_names_every_key():
+    answer = call("bash", ROOT / "train_lra.sh", "--help")
+    assert answer.returncode == 0
+    for key in ("model_name", "dataset_name", "attention", "data_dir", "save_dir", "seed",
+                "preset", "gpus", "resume"):  # fmt: skip
+        assert f"\n    {key} " in answer.stdout
