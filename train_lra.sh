@@ -6,7 +6,7 @@ ROOT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 command -v python3 >/dev/null || { echo "python3 (3.10 or newer) is needed" >&2; exit 1; }
 python3 "$ROOT/fairseq_csp/recipes.py" --words "$@" || exit
 case " $* " in *" --help "* | *" -h "*) exit ;; esac
-# shellcheck source=environment.sh
+# shellcheck source-path=SCRIPTDIR source=environment.sh
 . "$ROOT/environment.sh"
 find_or_make_environment ""
 exec "$PYTHON" -m fairseq_csp.train_lra "$@"

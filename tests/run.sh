@@ -3,7 +3,7 @@
 set -euo pipefail
 ROOT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 
-# shellcheck source=../environment.sh
+# shellcheck source-path=SCRIPTDIR source=../environment.sh
 . "$ROOT/environment.sh"
 find_or_make_environment "[test]" pytest xdist hypothesis psutil ruff
 cd "$ROOT"
