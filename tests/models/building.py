@@ -10,6 +10,9 @@ import fairseq_csp  # noqa: F401 (registers the architectures)
 from fairseq_csp.models.config import LRAConfig
 from fairseq_csp.models.lra import LRAModel
 
+# the models here are too small for more, and tests run beside one another
+torch.set_num_threads(1)
+
 TASKS = ("listop", "imdb", "aan", "cifar10", "pf32", "pf128")
 TEXT_TASKS = TASKS[:3]
 FAMILIES = ("mega", "transformer", "flash", "lstm")

@@ -148,24 +148,18 @@ def attention(part, v, z, layer, reach):
 
 
 def bias(part, n, reach):
+    i = torch.arange(n)
     if part.cfg.rel_pos_bias == "simple":
-        line = part["rel_pos_bias"]
-        rows = [[line[reach - 1 + j - i] for j in range(n)] for i in range(n)]
-        return torch.stack([torch.stack(row) for row in rows])
+        return part["rel_pos_bias"][reach - 1 + i - i[:, None]]
     half = part.cfg.z_dim // 2
-    rates = torch.exp(-torch.arange(half) * math.log(10000) / half)
+    angles = i[:, None] * torch.exp(-torch.arange(half) * math.log(10000) / half)
 
-    def rotate(vector, i):
-        angle = (i * rates).to(vector.dtype)
-        a, b = vector[0, :half], vector[0, half:]
-        return torch.cat([a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()])
+    def rotate(vector):
+        a, b = vector[:, :half], vector[:, half:]
+        sine, cosine = angles.sin(), angles.cos()
+        return torch.cat([a * cosine - b * sine, b * cosine + a * sine], dim=1)
 
-    return torch.stack(
-        [
-            torch.stack([rotate(part["alpha"], i) @ rotate(part["beta"], j) for j in range(n)])
-            for i in range(n)
-        ]
-    )
+    return rotate(part["alpha"]) @ rotate(part["beta"]).T
 
 
 def permute(v, cfg, layer):
