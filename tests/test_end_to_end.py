@@ -7,75 +7,26 @@ import shlex
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from commands import (
+    ROOT,
+    SMALL,
+    call,
+    generate_listops,
+    logged,
+    train,
+    validate,
+)
 
-ROOT = Path(__file__).resolve().parent.parent
-TOOLS = Path(sys.executable).parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-# as a user would have it: the environment's commands first on the path
-ENVIRONMENT = {**os.environ, "PATH": f"{TOOLS}{os.pathsep}{os.environ['PATH']}"}
-# fmt: off
-SMALL = [
-    "--encoder-layers", "2", "--encoder-embed-dim", "16", "--encoder-hidden-dim", "32",
-    "--encoder-ffn-embed-dim", "32", "--z-dim", "8", "--n-dim", "4", "--classifier-out-dim", "16",
-]
-# fmt: on
-
-
-def call(*command, **options):
-    return subprocess.run(
-        [str(word) for word in command],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        **options,
-    )
-
-
-def succeed(*command):
-    answer = call(*command)
-    assert answer.returncode == 0, answer.stdout + answer.stderr
-    return answer.stdout + answer.stderr
-
-
-def logged(log, tag):
-    """What fairseq logged as JSON under a tag, one dict a line."""
-    return [json.loads(text) for text in re.findall(rf"\| {tag} \| (\{{.*\}})$", log, re.MULTILINE)]
-
-
-def train(data, save_dir, *flags):
-    return succeed(
-        "fairseq-train", data, "--user-dir", "fairseq_csp", "--save-dir", save_dir,
-        "--task", "lra-text", "--arch", "mega_lra_listop", "--attention", "csp",
-        "--criterion", "lra_cross_entropy", "--optimizer", "adam", "--lr", "0.004",
-        "--lr-scheduler", "linear_decay", "--warmup-updates", "2", "--warmup-power", "2",
-        "--total-num-update", "10", "--clip-norm", "1.0", "--batch-size", "8", "--cpu",
-        "--best-checkpoint-metric", "accuracy", "--maximize-best-checkpoint-metric",
-        "--log-format", "json", "--log-interval", "1", "--sen-rep-type", "mp", *SMALL, *flags,
-    )  # fmt: skip
-
-
-def validate(data, checkpoint, subset):
-    log = succeed(
-        "fairseq-validate", data, "--user-dir", "fairseq_csp", "--path", checkpoint,
-        "--valid-subset", subset, "--log-format", "json",
-    )  # fmt: skip
-    return logged(log, subset)[-1]
 
 
 @pytest.fixture(scope="session")
 def listops(tmp_path_factory):
     # a name that a careless script would trip over
-    data = tmp_path_factory.mktemp("data") / "list ops $(x)"
-    succeed(
-        sys.executable, "-m", "preprocess", "listops", "--out", data, "--train-size", "60",
-        "--valid-size", "21", "--test-size", "21", "--min-length", "5", "--max-length", "40",
-    )  # fmt: skip
-    return data
+    return generate_listops(tmp_path_factory.mktemp("data") / "list ops $(x)")
 
 
 def test_resumed_training_equals_uninterrupted(listops, tmp_path):
