@@ -92,7 +92,8 @@ class GatedMovingAverage(GatedAttention):
         mixed = self._attend(values, nn.functional.silu(queries), rows)
         out = self.activation(direct + linear(self.h_proj, mixed * reset))
         out = self._drop(out, self.dropout)
-        out = torch.lerp(residual, out, update)
+        # under autocast the residual stream is wider than what is added to it
+        out = torch.lerp(residual, out.to(residual.dtype), update.to(residual.dtype))
         return out if self.prenorm else self.norm(out)
 
     def _attend(self, values: Tensor, shared: Tensor, rows: Rows) -> Tensor:

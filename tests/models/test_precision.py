@@ -1,0 +1,57 @@
+"""Every cell in bfloat16: autocast and whole models, forward and backward."""
+
+import pytest
+import torch
+from building import FAMILIES, TASKS, pixels, small, tokens
+
+ATTENTIONS = {
+    "mega": ("softmax", "laplace", "relu2", "csp"),
+    "flash": ("softmax", "laplace", "relu2", "csp"),
+    "transformer": ("softmax", "csp"),
+    "lstm": (None,),
+}
+CELLS = [
+    pytest.param(family, task, attention, id=f"{family}-{task}-{attention or 'own'}")
+    for family in FAMILIES
+    for task in TASKS
+    for attention in ATTENTIONS[family]
+]
+
+
+def batch(task):
+    if task in ("cifar10", "pf32", "pf128"):
+        return pixels(4, 16)
+    if task == "aan":
+        return (*tokens([3, 9, 5], seed=1), *tokens([12, 2, 7], seed=2))
+    return tokens([3, 12, 7])
+
+
+def gradients(model, inputs):
+    logits = model(*inputs)
+    assert torch.isfinite(logits).all()
+    loss = torch.nn.functional.cross_entropy(logits.float(), torch.zeros(len(logits)).long())
+    loss.backward()
+    found = {name: p.grad.float() for name, p in model.named_parameters() if p.grad is not None}
+    assert all(torch.isfinite(gradient).all() for gradient in found.values())
+    return loss.item(), found
+
+
+@pytest.mark.parametrize("how", ["autocast", "bfloat16"])
+@pytest.mark.parametrize(("family", "task", "attention"), CELLS)
+def test_close_to_float32(family, task, attention, how):
+    options = {"attention": attention, "documents": 2 if task == "aan" else 1}
+    inputs = batch(task)
+    exact, expected = gradients(small(f"{family}_lra_{task}", **options), inputs)
+    model = small(f"{family}_lra_{task}", **options)
+    if how == "bfloat16":
+        # fairseq casts a sample's floating tensors as well
+        inputs = [x.bfloat16() if x.is_floating_point() else x for x in inputs]
+        loss, found = gradients(model.bfloat16(), inputs)
+    else:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss, found = gradients(model, inputs)
+    assert loss == pytest.approx(exact, abs=0.05)
+    assert found.keys() == expected.keys()
+    direction = torch.cat([found[name].flatten() for name in expected])
+    true = torch.cat([gradient.flatten() for gradient in expected.values()])
+    assert torch.cosine_similarity(direction, true, dim=0) > 0.98
