@@ -18,6 +18,7 @@ ORDERS = ("shift_sort", "sort_shift")
 FULL = "full"
 # measured on 2 CPU cores: above this size torch.sort is faster than compare-exchange rounds
 LARGEST_NETWORK = 8
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def channel_wise_sample_permutation(
@@ -356,11 +357,31 @@ def _sort_pairs(values: Tensor, descending: bool) -> tuple[Tensor, Tensor]:
 
 def _swap_pairs(values: Tensor, swap: Tensor) -> Tensor:
     even = values.size(2) // 2 * 2
-    first, second = values[..., 0:even:2], values[..., 1:even:2]
     out = torch.empty_like(values, memory_format=torch.contiguous_format)
-    torch.where(swap, second, first, out=out[..., 0:even:2])
-    torch.where(swap, first, second, out=out[..., 1:even:2])
+    _exchange(
+        (values[..., 0:even:2], values[..., 1:even:2]),
+        swap,
+        (out[..., 0:even:2], out[..., 1:even:2]),
+    )
     out[..., even:] = values[..., even:]
+    return out
+
+
+def _exchange(
+    pair: tuple[Tensor, Tensor], swap: Tensor, out: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Exchange two tensors' numbers where ``swap`` is true, bit for bit.
+
+    By integer arithmetic, because a branch on each pair (``torch.where``) costs four times as much
+    where the processor cannot foresee it.
+    """
+    bits = _INTEGERS[pair[0].element_size()]
+    first, second = (numbers.view(bits) for numbers in pair)
+    difference = (first ^ second).bitwise_and_(swap.to(bits).neg_())
+    if out is None:
+        out = tuple(torch.empty_like(numbers) for numbers in pair)
+    torch.bitwise_xor(first, difference, out=out[0].view(bits))
+    torch.bitwise_xor(second, difference, out=out[1].view(bits))
     return out
 
 
@@ -393,9 +414,7 @@ def _sort_by_exchanges(grouped: Tensor, descending: bool) -> tuple[Tensor, Tenso
         for k in range(round_ % 2, group - 1, 2):
             swap = _out_of_order(columns[k], columns[k + 1], descending)
             for lane in (columns, places):
-                first, second = lane[k], lane[k + 1]
-                lane[k] = torch.where(swap, second, first)
-                lane[k + 1] = torch.where(swap, first, second)
+                lane[k : k + 2] = _exchange((lane[k], lane[k + 1]), swap)
     return torch.stack(columns, dim=3), torch.stack(places, dim=3)
 
 

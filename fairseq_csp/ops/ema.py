@@ -54,8 +54,8 @@ def ema_kernel(delta: Tensor, alpha: Tensor, beta: Tensor, gamma: Tensor, length
     """
     delta, alpha, beta, gamma = (_at_least_float32(x) for x in (delta, alpha, beta, gamma))
     p = torch.sigmoid(delta)
-    # log1p keeps q's distance from 1 where it is below the dtype's resolution; the bound keeps log(0)
-    # and its gradient away where both sigmoids are rounded to 1
+    # log1p keeps q's distance from 1 where it is below the dtype's resolution; the bound keeps
+    # log(0) and its gradient away where both sigmoids are rounded to 1
     log_q = torch.log1p(-(p * torch.sigmoid(alpha)).clamp(max=1 - torch.finfo(p.dtype).eps))
     weight = p * beta * gamma.unsqueeze(2) * math.sqrt(1 / gamma.size(1))
     block = max(math.isqrt(length), 1)

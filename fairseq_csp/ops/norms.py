@@ -1,0 +1,98 @@
+"""Normalisation over the channels of (batch, channels, positions), without transposing.
+
+PyTorch's own layer norm wants the channels last; on this layout it would copy its input and its
+output. Statistics are taken in float32 or wider.
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Return ``weight * x / sqrt(mean(x^2) + eps)``, the mean over the channels.
+
+    Args:
+        x: (batch, channels, positions).
+        weight: (channels,), or (1,) for all channels alike.
+        eps: added to the mean square.
+
+    Returns:
+        (batch, channels, positions), the dtype of ``x``.
+    """
+    return _RMSNorm.apply(x, weight, eps)
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Return ``weight * (x - mean) / sqrt(variance + eps) + bias``, both over the channels.
+
+    Args:
+        x: (batch, channels, positions).
+        weight: (channels,).
+        bias: (channels,).
+        eps: added to the variance.
+
+    Returns:
+        (batch, channels, positions), the dtype of ``x``.
+    """
+    return _LayerNorm.apply(x, weight, bias, eps)
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        inverse = _mean_of_product(x, x).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, inverse)
+        return (x * (inverse * weight.unsqueeze(1))).to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, inverse = ctx.saved_tensors
+        column = weight.to(inverse.dtype).unsqueeze(1)
+        product = grad * x
+        if weight.numel() == 1:
+            mean = product.sum(1, keepdim=True, dtype=inverse.dtype) / x.size(1)
+            grad_weight = (mean * inverse).sum().view(1) * x.size(1)
+            mean *= column
+        else:
+            mean = (product * column).sum(1, keepdim=True, dtype=inverse.dtype) / x.size(1)
+            grad_weight = (product * inverse).sum((0, 2))
+        grad_x = torch.addcmul(grad * (inverse * column), x, inverse**3 * mean, value=-1)
+        return grad_x.to(x.dtype), grad_weight.to(weight.dtype), None
+
+
+class _LayerNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        centred = x - x.mean(1, keepdim=True, dtype=wide)
+        inverse = _mean_of_product(centred, centred).add_(eps).rsqrt_()
+        normal = centred.mul_(inverse)
+        ctx.save_for_backward(normal.to(x.dtype), weight, inverse)
+        out = torch.addcmul(bias.to(wide)[:, None], normal, weight.to(wide)[:, None])
+        return out.to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        normal, weight, inverse = ctx.saved_tensors
+        wide = inverse.dtype
+        grad_bias = grad.sum((0, 2), dtype=wide)
+        grad_weight = (grad * normal).sum((0, 2), dtype=wide)
+        grad_normal = grad * weight.to(wide)[:, None]
+        projected = _mean_of_product(grad_normal, normal)
+        grad_normal -= grad_normal.mean(1, keepdim=True)
+        grad_x = grad_normal.addcmul_(normal.to(wide), projected, value=-1).mul_(inverse)
+        return (
+            grad_x.to(normal.dtype),
+            grad_weight.to(weight.dtype),
+            grad_bias.to(weight.dtype),
+            None,
+        )
+
+
+def _mean_of_product(a: Tensor, b: Tensor) -> Tensor:
+    """Mean over the channels, (batch, 1, positions), in float32 or wider."""
+    wide = torch.promote_types(a.dtype, torch.float32)
+    return (a.to(wide) * b).sum(1, keepdim=True).div_(a.size(1))

@@ -1,0 +1,47 @@
+"""Dropout's rate, scale, gradient and seed."""
+
+import pytest
+import torch
+
+from fairseq_csp.ops.dropout import dropout
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+def test_rate_and_scale(p):
+    torch.manual_seed(0)
+    x = torch.ones(1001, 1003)
+    y = dropout(x, p, training=True)
+    # five standard deviations of the rate
+    assert abs((y == 0).double().mean() - p) < 5 * (p * (1 - p) / x.numel()) ** 0.5
+    assert y.unique().tolist() == pytest.approx([0, 1 / (1 - p)], rel=1e-3)
+    assert y.mean() == pytest.approx(1, abs=0.02)
+    # no pattern from drawing several numbers at once
+    for lag in range(1, 9):
+        a, b = (y.flatten()[:-lag] == 0), (y.flatten()[lag:] == 0)
+        assert (a & b).double().mean() == pytest.approx(p * p, abs=0.003)
+
+
+def test_gradient_goes_where_the_values_went():
+    x = torch.randn(5, 7, 3).requires_grad_()
+    y = dropout(x, 0.3, training=True)
+    y.backward(torch.ones_like(y))
+    assert torch.equal(x.grad == 0, y == 0)
+    assert torch.allclose(x.grad * x, y)
+
+
+def test_seed_decides():
+    x = torch.ones(99)
+    torch.manual_seed(1)
+    first = dropout(x, 0.5, training=True)
+    torch.manual_seed(1)
+    assert torch.equal(dropout(x, 0.5, training=True), first)
+    assert not torch.equal(dropout(x, 0.5, training=True), first)
+
+
+def test_nothing_or_all():
+    x = torch.randn(10)
+    assert dropout(x, 0.5, training=False) is x
+    assert dropout(x, 0, training=True) is x
+    assert (dropout(x, 1, training=True) == 0).all()
+    with pytest.raises(ValueError, match=r"is 1\.5"):
+        dropout(x, 1.5, training=True)
