@@ -152,7 +152,11 @@ class LRAModel(BaseFairseqModel):
             if hasattr(module, "drop_dead_weights")
         )
         if dropped:
-            logger.info(f"dropped {dropped:,} attention weights that {self.cfg.attention} lacks")
+            logger.info(
+                f"dropped {dropped:,} attention weights that {self.cfg.attention} lacks; where "
+                "their optimizer state is restored too, it fits no more: --reset-optimizer or "
+                "--finetune-from-model leave it out"
+            )
 
 
 def vector_dim(cfg: LRAConfig) -> int:
