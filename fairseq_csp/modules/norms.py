@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairseq_csp.errors import UserError
+from fairseq_csp.ops.norms import layer_norm, rms_norm
 
 
 class LayerNorm(nn.LayerNorm):
@@ -12,7 +13,7 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (batch, channels, positions) over the channels."""
-        return super().forward(x.transpose(1, 2)).transpose(1, 2)
+        return layer_norm(x, self.weight, self.bias, self.eps)
 
 
 class ScaleNorm(nn.Module):
@@ -25,7 +26,7 @@ class ScaleNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (batch, channels, positions) over the channels."""
-        return x * (self.scalar * _inverse_rms(x, self.eps)).to(x.dtype)
+        return rms_norm(x, self.scalar, self.eps)
 
 
 class RMSNorm(nn.Module):
@@ -38,7 +39,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (batch, channels, positions) over the channels."""
-        return x * _inverse_rms(x, self.eps).to(x.dtype) * self.weight.unsqueeze(1)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class SyncBatchNorm(nn.SyncBatchNorm):
@@ -103,8 +104,3 @@ class SequenceNorm(nn.Module):
         """Normalise (batch, channels, positions)."""
         return self.norm(x)
 
-
-def _inverse_rms(x: Tensor, eps: float) -> Tensor:
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    mean_square = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=dtype).square() / x.size(1)
-    return torch.rsqrt(mean_square + eps)

@@ -8,6 +8,7 @@ from fairseq.utils import get_activation_fn
 from torch import Tensor, nn
 
 from fairseq_csp.modules.norms import SequenceNorm
+from fairseq_csp.ops.dropout import dropout as drop_numbers
 
 
 def linear(layer: nn.Linear, x: Tensor) -> Tensor:
@@ -28,7 +29,9 @@ def normal_linear(inputs: int, outputs: int, std: float = 0.02) -> nn.Linear:
 
 def dropout(x: Tensor, p: float, training: bool, whole_channels: bool) -> Tensor:
     """Drop single numbers of (batch, channels, positions), or whole channels of a row."""
-    return (F.dropout1d if whole_channels else F.dropout)(x, p, training)
+    if whole_channels:
+        return F.dropout1d(x, p, training)
+    return drop_numbers(x, p, training)
 
 
 def activation(name: str) -> Callable[[Tensor], Tensor]:
