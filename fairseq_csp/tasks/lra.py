@@ -68,16 +68,18 @@ class LRATask(FairseqTask):
 
     def assemble(
         self,
+        split: str,
         net_input: dict[str, FairseqDataset],
-        target: FairseqDataset,
+        classes: np.ndarray,
         sizes: np.ndarray,
         counted: FairseqDataset,
     ) -> FairseqDataset:
         """Put the parts of a split together, in random order unless told otherwise.
 
         Args:
+            split: its name.
             net_input: the model's arguments by name.
-            target: the class of each example.
+            classes: (examples,) class of each example.
             sizes: (examples,) positions of each example.
             counted: what to count positions of for ``ntokens``.
 
@@ -85,18 +87,24 @@ class LRATask(FairseqTask):
             Samples of ``id``, ``net_input``, ``target``, ``ntokens`` and ``nsentences``.
 
         Raises:
-            UserError: there are not as many labels as examples.
+            UserError: there are not as many labels as examples, or one is no class.
         """
-        if len(target) != len(sizes):
+        if len(classes) != len(sizes):
             raise UserError(
-                f"{self.cfg.data}: a split has {len(sizes):,} examples and {len(target):,} labels: "
-                "prepare it anew"
+                f"{self.cfg.data}: split {split} has {len(sizes):,} examples and {len(classes):,} "
+                "labels: prepare it anew"
+            )
+        for example in np.flatnonzero((classes < 0) | (classes >= self.cfg.sentence_class_num)):
+            raise UserError(
+                f"{self.cfg.data}: example {example} of split {split} has class "
+                f"{classes[example]}, but with --sentence-class-num {self.cfg.sentence_class_num} "
+                f"the classes are 0 to {self.cfg.sentence_class_num - 1}"
             )
         dataset = NestedDictionaryDataset(
             {
                 "id": IdDataset(),
                 "net_input": net_input,
-                "target": target,
+                "target": ClassDataset(classes),
                 "nsentences": NumSamplesDataset(),
                 "ntokens": NumelDataset(counted, reduce=True),
             },

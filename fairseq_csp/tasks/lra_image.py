@@ -10,7 +10,7 @@ from fairseq.tasks import register_task
 
 from fairseq_csp.data.pixels import PixelDataset, load_labels
 from fairseq_csp.errors import UserError
-from fairseq_csp.tasks.lra import ClassDataset, LRATask, LRATaskConfig
+from fairseq_csp.tasks.lra import LRATask, LRATaskConfig
 
 logger = logging.getLogger(__name__)
 
@@ -87,12 +87,6 @@ class LRAImageTask(LRATask):
                 f"{pixels:,} pixels of an image"
             )
         labels = load_labels(self.cfg.data, split, len(images))
-        if labels.max() >= self.cfg.sentence_class_num:
-            raise UserError(
-                f"{self.cfg.data}: split {split} has a label {labels.max()}, but "
-                f"--sentence-class-num is {self.cfg.sentence_class_num}: is the architecture one "
-                "for this data set?"
-            )
         net_input = {"src_tokens": images, "src_lengths": NumelDataset(images)}
-        self.datasets[split] = self.assemble(net_input, ClassDataset(labels), images.sizes, images)
+        self.datasets[split] = self.assemble(split, net_input, labels, images.sizes, images)
         logger.info(f"{split}: {len(images):,} images of {pixels:,} pixels")

@@ -18,7 +18,7 @@ from fairseq.tasks import register_task
 
 from fairseq_csp.errors import UserError
 from fairseq_csp.models.config import POOLINGS
-from fairseq_csp.tasks.lra import ClassDataset, LRATask, LRATaskConfig
+from fairseq_csp.tasks.lra import LRATask, LRATaskConfig
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ class LRATextTask(LRATask):
                     f"{len(sizes1):,} second ones: prepare it anew"
                 )
             sizes = sizes + sizes1
-        self.datasets[split] = self.assemble(net_input, self._classes(split), sizes, source)
+        self.datasets[split] = self.assemble(split, net_input, self._classes(split), sizes, source)
         logger.info(f"{split}: {len(sizes):,} examples, {sizes.mean():,.1f} symbols on average")
 
     def _load(self, part: str, split: str, dictionary: Dictionary) -> FairseqDataset:
@@ -109,10 +109,10 @@ class LRATextTask(LRATask):
             raise UserError(f"{path}.idx is not there: {self.cfg.data} has no split named {split}")
         return dataset
 
-    def _classes(self, split: str) -> ClassDataset:
+    def _classes(self, split: str) -> np.ndarray:
         labels = self._load("label-bin", split, self.label_dictionary)
         classes = np.fromiter((int(label[0]) for label in labels), np.int64, len(labels))
-        return ClassDataset(classes - self.label_dictionary.nspecial)
+        return classes - self.label_dictionary.nspecial
 
     def _source(self, part: str, split: str) -> tuple[FairseqDataset, FairseqDataset, np.ndarray]:
         source = self._load(part, split, self.dictionary)
