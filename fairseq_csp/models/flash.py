@@ -1,6 +1,5 @@
 """The FLASH encoder: gated attention units (arXiv 2202.10447)."""
 
-import torch.nn.functional as F
 from fairseq.data import Dictionary
 from torch import Tensor, nn
 
@@ -13,6 +12,7 @@ from fairseq_csp.modules.gated_attention_unit import (
 )
 from fairseq_csp.modules.pooling import pool
 from fairseq_csp.modules.rows import Rows
+from fairseq_csp.ops.dropout import dropout
 
 
 class FlashEncoder(nn.Module):
@@ -59,7 +59,7 @@ class FlashEncoder(nn.Module):
             (batch, dim), float32 or wider.
         """
         x = self.embed_tokens(source).transpose(1, 2).contiguous()
-        x = rows.zero_padding(F.dropout(x, self.cfg.dropout, self.training))
+        x = rows.zero_padding(dropout(x, self.cfg.dropout, self.training))
         for layer in self.layers:
             x = layer(x, rows)
         return pool(self.final_norm(x), rows, self.cfg.sen_rep_type)

@@ -1,7 +1,6 @@
 """The bidirectional LSTM encoder."""
 
 import torch
-import torch.nn.functional as F
 from fairseq.data import Dictionary
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -11,6 +10,7 @@ from fairseq_csp.models.config import LRAConfig
 from fairseq_csp.modules.embeddings import source_embedding
 from fairseq_csp.modules.pooling import pool
 from fairseq_csp.modules.rows import Rows
+from fairseq_csp.ops.dropout import dropout
 
 
 class LSTMEncoder(nn.Module):
@@ -57,7 +57,7 @@ class LSTMEncoder(nn.Module):
             (batch, 2F), float32 or wider: both directions' last states of the last layer (``cls``)
             or the mean over the positions (``mp``).
         """
-        x = F.dropout(self.embed_tokens(source), self.cfg.dropout, self.training)
+        x = dropout(self.embed_tokens(source), self.cfg.dropout, self.training)
         lengths = torch.tensor(rows.host)
         packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
         out, (last, _) = self.lstm(packed)

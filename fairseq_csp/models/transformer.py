@@ -2,7 +2,6 @@
 
 import math
 
-import torch.nn.functional as F
 from fairseq.data import Dictionary
 from fairseq.modules import LayerNorm
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from fairseq_csp.modules.transformer_layer import (
     TransformerEncoderLayer,
     ValueAttention,
 )
+from fairseq_csp.ops.dropout import dropout
 
 
 class TransformerEncoder(nn.Module):
@@ -69,7 +69,7 @@ class TransformerEncoder(nn.Module):
         x = self.embed_tokens(source) * self.embed_scale + self.embed_positions(source.size(1))
         if self.emb_layer_norm is not None:
             x = self.emb_layer_norm(x)
-        x = F.dropout(x, self.cfg.dropout, self.training)
+        x = dropout(x, self.cfg.dropout, self.training)
         x = rows.zero_padding(x.permute(0, 2, 1)).permute(2, 0, 1)
         for layer in self.layers:
             for turn in range(self.turns):

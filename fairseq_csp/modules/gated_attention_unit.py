@@ -8,6 +8,7 @@ from fairseq_csp.modules.gated_attention import GatedAttention
 from fairseq_csp.modules.norms import build_norm
 from fairseq_csp.modules.pointwise import linear, normal_linear
 from fairseq_csp.modules.rows import Rows
+from fairseq_csp.ops.dropout import dropout
 
 
 class GatedAttentionUnit(GatedAttention):
@@ -48,7 +49,7 @@ class GatedAttentionUnit(GatedAttention):
     def forward(self, x: Tensor, rows: Rows) -> Tensor:
         """Map (batch, D, positions) to the same shape."""
         gate, values, shared = F.silu(linear(self.proj, x)).split(self.sizes, dim=1)
-        mixed = F.dropout(self.attend(values, shared, rows), self.hidden_dropout, self.training)
+        mixed = dropout(self.attend(values, shared, rows), self.hidden_dropout, self.training)
         return linear(self.out_proj, gate * mixed)
 
     def rows_before_queries(self) -> int:
@@ -67,7 +68,7 @@ class FlashEncoderLayer(nn.Module):
 
     def forward(self, x: Tensor, rows: Rows) -> Tensor:
         """Map (batch, D, positions) to the same shape."""
-        return x + F.dropout(self.gau(self.pre_norm(x), rows), self.dropout, self.training)
+        return x + dropout(self.gau(self.pre_norm(x), rows), self.dropout, self.training)
 
 
 def flash_norm(name: str, dim: int) -> nn.Module:

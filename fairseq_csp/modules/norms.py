@@ -103,4 +103,3 @@ class SequenceNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (batch, channels, positions)."""
         return self.norm(x)
-

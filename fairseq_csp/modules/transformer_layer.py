@@ -6,13 +6,13 @@ The layout is that of fairseq's multi-head attention: (positions, batch, channel
 import math
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from fairseq.modules import LayerNorm, MultiheadAttention
 from torch import Tensor, nn
 
 from fairseq_csp.modules.attention import AttentionFunction
 from fairseq_csp.modules.pointwise import activation
 from fairseq_csp.modules.rows import Rows
+from fairseq_csp.ops.dropout import dropout
 
 
 class SelfAttention(MultiheadAttention):
@@ -105,7 +105,7 @@ class TransformerEncoderLayer(nn.Module):
             turn: how many times this layer was applied before, where layers share their weights.
         """
         mixed = self.self_attn(x, rows, turn)
-        x = self.self_attn_layer_norm(x + F.dropout(mixed, self.dropout, self.training))
+        x = self.self_attn_layer_norm(x + dropout(mixed, self.dropout, self.training))
         hidden = self.activation(self.fc1(x))
-        hidden = self.fc2(F.dropout(hidden, self.hidden_dropout, self.training))
-        return self.final_layer_norm(x + F.dropout(hidden, self.dropout, self.training))
+        hidden = self.fc2(dropout(hidden, self.hidden_dropout, self.training))
+        return self.final_layer_norm(x + dropout(hidden, self.dropout, self.training))

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from fairseq_csp.modules.attention import AttentionFunction, register_attention
 from fairseq_csp.modules.rows import Rows
+from fairseq_csp.ops.dropout import dropout
 
 
 class ScoreAttention(AttentionFunction):
@@ -22,7 +23,7 @@ class ScoreAttention(AttentionFunction):
         scores = torch.bmm((queries * self.scale(queries, rows)).transpose(1, 2), keys)
         if bias is not None:
             scores = scores + bias(values.size(2)).to(scores.dtype)
-        weights = F.dropout(self.weights(scores, rows), self.options.dropout, self.training)
+        weights = dropout(self.weights(scores, rows), self.options.dropout, self.training)
         return torch.bmm(values, weights.to(values.dtype).transpose(1, 2))
 
     def scale(self, queries: Tensor, rows: Rows) -> float | Tensor:
