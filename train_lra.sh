@@ -9,4 +9,6 @@ case " $* " in *" --help "* | *" -h "*) exit ;; esac
 # shellcheck source-path=SCRIPTDIR source=environment.sh
 . "$ROOT/environment.sh"
 find_or_make_environment ""
+# large pages for torch's CPU tensors: about a tenth faster
+export THP_MEM_ALLOC_ENABLE="${THP_MEM_ALLOC_ENABLE:-1}"
 exec "$PYTHON" -m fairseq_csp.train_lra "$@"

@@ -51,6 +51,17 @@ def test_resumed_training_equals_uninterrupted(listops, tmp_path):
     assert result["valid_bsz"] == "21"
 
 
+def test_bfloat16_trains_on_a_cpu(listops, tmp_path):
+    log = train(listops, tmp_path / "run", "--max-update", "2", "--bf16")
+    assert len(logged(log, "train_inner")) == 2
+    weights = torch.load(tmp_path / "run" / "checkpoint_last.pt", weights_only=True)["model"]
+    assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
+    result = validate(listops, tmp_path / "run" / "checkpoint_last.pt", "valid")
+    assert float(result["valid_loss"]) == pytest.approx(
+        float(logged(log, "valid")[-1]["valid_loss"]), abs=0.02
+    )
+
+
 def test_train_lra_trains_tests_and_resumes(listops, tmp_path):
     run = tmp_path / "a run; of 'mine'"
     words = [

@@ -1,6 +1,7 @@
 """The named variants: one row of values an architecture, registered with fairseq."""
 
 from argparse import Namespace
+from importlib.util import find_spec
 
 from fairseq.models import register_model_architecture
 from omegaconf import DictConfig
@@ -107,6 +108,9 @@ def _register(name: str, values: dict[str, object]) -> None:
                 setattr(args, key, value)
         if not hasattr(args, "encoder_ffn_embed_dim"):
             args.encoder_ffn_embed_dim = args.encoder_hidden_dim
+        if isinstance(args, Namespace) and find_spec("torch_xla") is None:
+            # fairseq takes --bf16 to mean a TPU
+            args.tpu = False
 
     register_model_architecture("lra", name)(architecture)
 
