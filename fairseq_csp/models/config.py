@@ -46,7 +46,7 @@ class LRAConfig(FairseqDataclass):
     z_dim: int = _flag(64, "query and key channels of MEGA and FLASH")
     n_dim: int = _flag(16, "components of MEGA's moving average")
     chunk_size: int = _flag(-1, "MEGA's attention stays in chunks of this size (-1: whole row)")
-    truncation_length: int = _flag(
+    truncation_length: Optional[int] = _flag(  # noqa: UP045
         1024, "MEGA's moving average reaches this far (0 or less: all the way)"
     )
     max_positions: int = _flag(4002, "most positions of a row")

@@ -1,6 +1,7 @@
 """The LRA classifier: an encoder of any family and a small head."""
 
 import logging
+from argparse import Namespace
 
 import torch
 from fairseq.data import Dictionary
@@ -96,12 +97,15 @@ class LRAModel(BaseFairseqModel):
             self.apply(init_bert_params)
 
     @classmethod
-    def build_model(cls, cfg: LRAConfig, task: FairseqTask) -> "LRAModel":
+    def build_model(cls, cfg: LRAConfig | Namespace, task: FairseqTask) -> "LRAModel":
         """Build the model for a task of this package.
 
         Raises:
             UserError: flags that do not go together.
         """
+        if isinstance(cfg, Namespace):
+            # from a caller of fairseq's API that has flags and no configuration
+            cfg = LRAConfig.from_namespace(cfg)
         dictionary = task.source_dictionary
         given = "image" if dictionary is None else "text"
         if cfg.input_type != given:

@@ -30,6 +30,7 @@ class MegaEncoder(nn.Module):
             self.padding = dictionary.pad()
             self.embed_tokens = NamedEmbedding(self.embed_tokens)
         self.embed_norm = SequenceNorm(cfg.norm_type, dim) if cfg.normalize_embedding else None
+        truncation = cfg.truncation_length
         shared = {
             "activation_fn": cfg.activation_fn,
             "norm_type": cfg.norm_type,
@@ -50,7 +51,7 @@ class MegaEncoder(nn.Module):
                     relative_bias=cfg.rel_pos_bias,
                     max_positions=cfg.max_positions,
                     chunk_size=cfg.chunk_size,
-                    truncation=cfg.truncation_length if cfg.truncation_length > 0 else None,
+                    truncation=truncation if truncation and truncation > 0 else None,
                     **shared,
                 ),
                 NormalizedFeedForward(dim, cfg.encoder_ffn_embed_dim, **shared)

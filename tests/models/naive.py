@@ -119,7 +119,7 @@ def moving_average(part, x):
     lags = torch.arange(positions)
     kernel = p * part["beta"] * part["gamma"][..., None] / math.sqrt(p.size(1)) * q**lags
     kernel = kernel.sum(1)
-    if part.cfg.truncation_length > 0:
+    if (part.cfg.truncation_length or 0) > 0:
         kernel = kernel * (lags < part.cfg.truncation_length)
     back = lags[:, None] - lags
     weights = torch.where(back >= 0, kernel[:dim, back.abs()], 0)

@@ -3,13 +3,14 @@
 from pathlib import Path
 
 import pytest
-from building import FAMILIES, TASKS, build, config, small
+import torch
+from building import FAMILIES, TASKS, build, config, dictionary, small
 from fairseq import options
 from fairseq.models import ARCH_CONFIG_REGISTRY
 
 from fairseq_csp.errors import UserError
 from fairseq_csp.models.architectures import ARCHITECTURES
-from fairseq_csp.models.lra import vector_dim
+from fairseq_csp.models.lra import LRAModel, vector_dim
 from fairseq_csp.parameters import count_parameters, table
 
 ROOT = Path(__file__).parent.parent.parent
@@ -169,6 +170,19 @@ def test_published_commands_parse(task, words):
             "chunk_size": -1,
         }.items():
             assert getattr(args, flag) == value, flag
+
+
+def test_bert_initialisation():
+    """It reaches the classifier too, as in the published code."""
+    torch.manual_seed(0)
+    for bert in (True, False):
+        cfg = config("transformer_lra_imdb", apply_bert_init=bert)
+        model = LRAModel(cfg, dictionary(25))
+        attention = model.encoder.encoder.layers[0].self_attn
+        linears = [attention.q_proj, attention.out_proj, model.encoder.encoder.layers[0].fc1]
+        linears += [model.classifier[0][0], model.encoder.encoder.embed_tokens]
+        for layer in linears:
+            assert (layer.weight.std().item() == pytest.approx(0.02, rel=0.05)) == bert
 
 
 def test_width_of_a_vector():

@@ -89,3 +89,15 @@ def test_what_stands_at_padding_takes_no_part(family, task):
     other[0, 5:] = 7
     with torch.no_grad():
         torch.testing.assert_close(model(batch, lengths), model(other, lengths), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("family", ["mega", "flash", "transformer"])
+def test_layers_begin_with_zeros_at_padding(family):
+    model = small(f"{family}_lra_imdb", keep_padding=True, encoder_normalize_before=True)
+    seen = []
+    model.encoder.encoder.layers[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    model(*tokens([5, 9]))
+    # (batch, channels, positions), or the transformer's (positions, batch, channels)
+    x = seen[0].permute(1, 2, 0) if family == "transformer" else seen[0]
+    assert (x[0, :, 5:] == 0).all()
+    assert (x[0, :, :5] != 0).all()

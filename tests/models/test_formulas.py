@@ -32,6 +32,8 @@ MEGA_TEXT = {
     "chunk-longer-than-rows": {"chunk_size": 20},
     "truncated": {"truncation_length": 3},
     "untruncated": {"truncation_length": 0},
+    "untruncated-none": {"truncation_length": None},
+    "untruncated-negative": {"truncation_length": -1},
     "normalized-embedding": {"normalize_embedding": True},
     "normalized-embedding-scalenorm": {"normalize_embedding": True, "norm_type": "scalenorm"},
     "cls": {"sen_rep_type": "cls"},
