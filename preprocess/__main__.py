@@ -12,13 +12,15 @@ import sys
 from types import FrameType, ModuleType
 
 from fairseq_csp.errors import UserError
-from preprocess import aan, cifar10, convert, imdb, listops
+from preprocess import aan, cifar10, convert, imdb, listops, path_x, pathfinder
 
 COMMANDS: dict[str, ModuleType] = {
     "listops": listops,
     "imdb-4000": imdb,
     "aan": aan,
     "cifar10": cifar10,
+    "pathfinder": pathfinder,
+    "path-x": path_x,
     "convert": convert,
 }
 
