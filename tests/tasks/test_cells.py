@@ -71,3 +71,13 @@ def test_resumed_equals_uninterrupted(family, task, data, tmp_path):
     parts = train(data[task], tmp_path / "parts", *words, updates=5)
     for name, value in whole["model"].items():
         torch.testing.assert_close(parts["model"][name], value, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("family", ATTENTIONS)
+@pytest.mark.parametrize("task", ["imdb", "pf32"])
+def test_bfloat16_trains_and_validates(family, task, data, tmp_path):
+    """fairseq casts the model and the pixels; the optimizer keeps float32."""
+    checkpoint = train(data[task], tmp_path, *flags(family, task), "--bf16")
+    assert checkpoint["optimizer_history"][-1]["num_updates"] == 2
+    assert all(torch.isfinite(value).all() for value in checkpoint["model"].values())
+    assert "accuracy" in validate(tmp_path / "checkpoint_last.pt")
