@@ -1,0 +1,60 @@
+"""Models and batches to be measured."""
+
+from argparse import Namespace
+
+import torch
+from fairseq.data import Dictionary
+from fairseq.models import ARCH_CONFIG_REGISTRY
+from torch import Tensor
+
+import fairseq_csp  # noqa: F401 (registers the architectures)
+from fairseq_csp.models.config import LRAConfig
+from fairseq_csp.models.lra import LRAModel
+from fairseq_csp.parameters import SYMBOLS
+
+
+def build_model(arch: str, length: int, **options: object) -> LRAModel:
+    """Build a model of a named architecture in training mode.
+
+    Args:
+        arch: name of the architecture.
+        length: positions of a row; ``max_positions`` is raised to it.
+        **options: flags of the model.
+    """
+    args = Namespace(arch=arch, **options)
+    ARCH_CONFIG_REGISTRY[arch](args)
+    args.max_positions = max(args.max_positions, length)
+    cfg = LRAConfig.from_namespace(args)
+    dictionary = None
+    if cfg.input_type == "text":
+        dictionary = Dictionary()
+        for number in range(SYMBOLS["imdb"] - dictionary.nspecial):
+            dictionary.add_symbol(f"symbol{number}")
+    torch.manual_seed(0)
+    return LRAModel(cfg, dictionary).train()
+
+
+def random_sample(model: LRAModel, batch: int, length: int) -> dict[str, object]:
+    """Return a random batch without padding, as the criterion takes it.
+
+    Args:
+        model: what it is for; text or images.
+        batch: number of rows.
+        length: positions of a row.
+    """
+    device = next(model.parameters()).device
+    return {
+        "net_input": {
+            "src_tokens": _random_source(model, (batch, length)).to(device),
+            "src_lengths": torch.full((batch,), length).to(device),
+        },
+        "target": torch.randint(model.cfg.sentence_class_num, (batch,)).to(device),
+        "ntokens": batch * length,
+    }
+
+
+def _random_source(model: LRAModel, shape: tuple[int, int]) -> Tensor:
+    if model.cfg.input_type == "image":
+        return torch.randn(shape)
+    # the first symbols are special
+    return torch.randint(4, SYMBOLS["imdb"], shape)
