@@ -51,8 +51,8 @@ def validation():
 def train(data, save, *words, updates=2):
     """fairseq-train; return the last checkpoint."""
     metrics.reset()
-    words = (data, *TRAINING, "--save-dir", save, *words)
-    cfg = copy.deepcopy(configuration(*map(str, words)))
+    cfg = copy.deepcopy(configuration(*map(str, (data, *TRAINING, *words))))
+    cfg.checkpoint.save_dir = str(save)
     cfg.optimization.max_update = updates
     fairseq_train.main(cfg)
     return torch.load(save / "checkpoint_last.pt", weights_only=False)
