@@ -12,7 +12,17 @@ import sys
 from types import FrameType, ModuleType
 
 from fairseq_csp.errors import UserError
-from preprocess import aan, cifar10, convert, imdb, listops, path_x, pathfinder
+from preprocess import (
+    aan,
+    cifar10,
+    convert,
+    everything,
+    imdb,
+    listops,
+    path_x,
+    pathfinder,
+    show,
+)
 
 COMMANDS: dict[str, ModuleType] = {
     "listops": listops,
@@ -21,7 +31,9 @@ COMMANDS: dict[str, ModuleType] = {
     "cifar10": cifar10,
     "pathfinder": pathfinder,
     "path-x": path_x,
+    "all": everything,
     "convert": convert,
+    "show": show,
 }
 
 

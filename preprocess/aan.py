@@ -79,7 +79,9 @@ def read_pairs(release: RawRelease) -> Iterator[Pair]:
     Raises:
         UserError: a line is not five columns of the expected kinds; it is named.
     """
-    for name, file in release.files(lambda name: PurePosixPath(name).name in _FILES):
+    for name, file in release.files(
+        lambda name: PurePosixPath(name).name in _FILES, "new_aan_pairs.{train,eval,test}.tsv"
+    ):
         split = _FILES[PurePosixPath(name).name]
         number = 0
         while line := file.readline(_LONGEST_LINE):

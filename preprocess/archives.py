@@ -27,6 +27,10 @@ _DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZM
 _BLOCK = 1 << 20
 
 
+class NothingFoundError(UserError):
+    """A release holds none of the files that a data set is made of."""
+
+
 class RawRelease:
     """The files of one raw release.
 
@@ -43,23 +47,36 @@ class RawRelease:
         self.path = path
         self._read: list[Path] = []
 
-    def files(self, wanted: Callable[[str], bool]) -> Iterator[tuple[str, BinaryIO]]:
+    def files(
+        self, wanted: Callable[[str], bool], looked_for: str
+    ) -> Iterator[tuple[str, BinaryIO]]:
         """Yield (name, open file) of each file whose name ``wanted`` accepts.
 
         Names are relative to the release, with ``/``; directories are walked in sorted order,
         archives in theirs. A file must be read before the next one is asked for.
 
+        Args:
+            wanted: Accepts or refuses a name.
+            looked_for: How to call these files where there are none.
+
         Raises:
             UserError: the archive is damaged, of an unknown kind, or has an unsafe member.
+            NothingFoundError: there are none.
         """
-        if self.path.is_dir():
-            yield from self._directory_files(wanted)
-            return
+        empty = True
         with _damage_told(self.path):
-            if zipfile.is_zipfile(self.path):
-                yield from self._zip_files(wanted)
-            else:
-                yield from self._tar_files(wanted)
+            for item in self._files(wanted):
+                empty = False
+                yield item
+        if empty:
+            raise NothingFoundError(f"{self.path} holds no {looked_for}")
+
+    def _files(self, wanted: Callable[[str], bool]) -> Iterator[tuple[str, BinaryIO]]:
+        if self.path.is_dir():
+            return self._directory_files(wanted)
+        if zipfile.is_zipfile(self.path):
+            return self._zip_files(wanted)
+        return self._tar_files(wanted)
 
     def where(self, name: str) -> str:
         """Return how a message should call the file ``name`` of this release."""

@@ -93,7 +93,10 @@ def _read(release: RawRelease) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Return grey images (n, 1024) and labels (n,) of ``train`` and ``test``, by file name."""
     batches: dict[str, list[tuple[str, np.ndarray, np.ndarray]]] = {"train": [], "test": []}
     photographs: dict[str, list[tuple[str, str, np.ndarray]]] = {"train": [], "test": []}
-    for name, file in release.files(lambda name: bool(_BATCH.search(name) or _PNG.search(name))):
+    for name, file in release.files(
+        lambda name: bool(_BATCH.search(name) or _PNG.search(name)),
+        "batches cifar-10-batches-py/data_batch_*, test_batch, nor {train,test}/CLASS/*.png",
+    ):
         if match := _BATCH.search(name):
             pool = match[1] or "train"
             batches[pool].append((name, *read_batch(file, release.where(name))))
@@ -101,12 +104,8 @@ def _read(release: RawRelease) -> dict[str, tuple[np.ndarray, np.ndarray]]:
             pool, label = _PNG.search(name).groups()
             photographs[pool].append((name, label, _read_png(file, release.where(name))))
 
-    kinds = sum(any(found.values()) for found in (batches, photographs))
-    if kinds != 1:
-        raise UserError(
-            f"{release.path} must hold either cifar-10-batches-py/data_batch_* and test_batch, or "
-            f"{{train,test}}/CLASS/*.png; it has {'both' if kinds else 'neither'}"
-        )
+    if any(batches.values()) and any(photographs.values()):
+        raise UserError(f"{release.path} has both batches and PNG files; give --raw one of them")
     names = sorted({label for pool in photographs.values() for _, label, _ in pool})
     if names and len(names) != CLASSES:
         raise UserError(f"{release.path} has {len(names)} class folders, expected {CLASSES}")

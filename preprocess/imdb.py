@@ -21,7 +21,6 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from tqdm import tqdm
 
-from fairseq_csp.errors import UserError
 from preprocess.archives import RawRelease
 from preprocess.preparation import add_common_arguments, prepare, standin_source
 from preprocess.sources import DATA_SETS
@@ -113,17 +112,15 @@ def read_reviews(release: RawRelease, holdout: float | None, seed: int) -> Revie
         UserError: the release holds no reviews.
     """
     found: dict[str, list[tuple[int, int, str, bytes]]] = {"train": [], "test": []}
-    for name, file in release.files(lambda name: bool(_REVIEW.search(name))):
+    for name, file in release.files(
+        lambda name: bool(_REVIEW.search(name)), "reviews aclImdb/{train,test}/{pos,neg}/*.txt"
+    ):
         split, label = _REVIEW.search(name).groups()
         stem = PurePosixPath(name).stem
         number = stem.split("_")[0]
         # sorted by number the classes alternate, and the archive's order does not matter
         key = int(number) if number.isdecimal() else -1
         found[split].append((key, ("neg", "pos").index(label), stem, file.read()))
-    if not all(found.values()):
-        raise UserError(
-            f"{release.path} has no reviews {{train,test}}/{{pos,neg}}/*.txt, as aclImdb has"
-        )
     reviews = {
         split: [(label, text) for _, label, _, text in sorted(items)]
         for split, items in found.items()

@@ -125,7 +125,10 @@ def read_release(release: RawRelease, directory: Path, *, limit: int | None = No
     """
     codes = {symbol: code for code, symbol in enumerate(SYMBOLS)}
     with _writer(directory) as writer:
-        for name, file in release.files(lambda name: PurePosixPath(name).name in _RELEASE_FILES):
+        files = release.files(
+            lambda name: PurePosixPath(name).name in _RELEASE_FILES, "basic_{train,val,test}.tsv"
+        )
+        for name, file in files:
             split = _RELEASE_FILES[PurePosixPath(name).name]
             if writer.examples(split):
                 raise UserError(f"{release.path} has more than one {PurePosixPath(name).name}")

@@ -218,7 +218,9 @@ def _read_level(
     with ExitStack() as spools:
 
         def encoded_images() -> Iterator[tuple[str, str, str, bytes]]:
-            for name, file in release.files(lambda name: bool(pattern.search(outside + name))):
+            for name, file in release.files(
+                lambda name: bool(pattern.search(outside + name)), f"{variant.folder}/{_LEVEL}/"
+            ):
                 root, image, number = pattern.search(outside + name).groups()
                 if any(_depth(other) > _depth(root) for other in levels):
                     continue
@@ -235,8 +237,6 @@ def _read_level(
             for root, image, pixels in decoded:
                 levels[root].positions[image] = len(levels[root].positions)
                 levels[root].spool.write(pixels)
-        if not levels:
-            raise UserError(f"{release.path} has no {variant.folder}/{_LEVEL}/")
         deepest = max(map(_depth, levels))
         chosen = [root for root in levels if _depth(root) == deepest]
         if len(chosen) > 1:

@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw
 
 from preprocess.parallel import ordered_map
 
-CHUNK = 64  # images drawn at a time
+CHUNK = 32  # images drawn at a time
 
 _TRIES = 12  # turns tried before a contour counts as stuck
 _SETBACK = 4  # paddles by which it is then taken back

@@ -6,7 +6,7 @@ import zipfile
 import pytest
 
 from fairseq_csp.errors import UserError
-from preprocess.archives import RawRelease
+from preprocess.archives import NothingFoundError, RawRelease
 
 CONTENT = {"a/one.txt": b"1" * 70_000, "a/two.txt": b"2", "b/three.bin": os.urandom(200_000)}
 
@@ -37,7 +37,7 @@ def release(request, directory, tmp_path):
 
 
 def read(path, wanted=lambda name: True):
-    return {name: file.read() for name, file in RawRelease(path).files(wanted)}
+    return {name: file.read() for name, file in RawRelease(path).files(wanted, "text")}
 
 
 def test_every_form_gives_the_same_files(release):
@@ -47,7 +47,7 @@ def test_every_form_gives_the_same_files(release):
 
 def test_description_has_a_hash_of_what_was_read(release):
     raw = RawRelease(release)
-    list(raw.files(lambda name: True))
+    list(raw.files(lambda name: True, "text"))
     assert len(raw.description()["sha256"]) == 64
 
 
@@ -116,3 +116,8 @@ def test_other_files_are_told(tmp_path):
         read(tmp_path / "text")
     with pytest.raises(UserError, match="no such file"):
         read(tmp_path / "missing")
+
+
+def test_a_release_without_the_files_looked_for_is_told(directory):
+    with pytest.raises(NothingFoundError, match="raw holds no text"):
+        read(directory, lambda name: False)

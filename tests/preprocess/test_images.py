@@ -129,7 +129,7 @@ def test_incomplete_and_unknown_releases_are_told(batches, fail, tmp_path):
     message = fail("cifar10", "--raw", directory)
     assert "train has 27 examples, expected 45,000" in message
     (tmp_path / "empty").mkdir()
-    assert "it has neither" in fail("cifar10", "--raw", tmp_path / "empty")
+    assert "holds no batches" in fail("cifar10", "--raw", tmp_path / "empty")
 
 
 def test_demo_is_reproducible_and_learnable(prepare, tmp_path):
