@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from fairseq_csp.modules.attention import AttentionOptions
 from fairseq_csp.modules.gated_attention import GatedAttention
 from fairseq_csp.modules.norms import build_norm
-from fairseq_csp.modules.pointwise import linear, normal_linear
+from fairseq_csp.modules.pointwise import linear, linear_split, normal_linear
 from fairseq_csp.modules.rows import Rows
 from fairseq_csp.ops.dropout import dropout
 
@@ -48,7 +48,7 @@ class GatedAttentionUnit(GatedAttention):
 
     def forward(self, x: Tensor, rows: Rows) -> Tensor:
         """Map (batch, D, positions) to the same shape."""
-        gate, values, shared = F.silu(linear(self.proj, x)).split(self.sizes, dim=1)
+        gate, values, shared = map(F.silu, linear_split(self.proj, x, self.sizes))
         mixed = dropout(self.attend(values, shared, rows), self.hidden_dropout, self.training)
         return linear(self.out_proj, gate * mixed)
 

@@ -13,6 +13,7 @@ from fairseq_csp.modules.pointwise import (
     activation,
     dropout,
     linear,
+    linear_split,
     normal_linear,
 )
 from fairseq_csp.modules.rows import Rows
@@ -85,7 +86,7 @@ class GatedMovingAverage(GatedAttention):
             x = self.norm(x)
         values = self.activation(linear(self.v_proj, x))
         average = self._drop(self.move(x, rows), self.dropout)
-        update, queries, reset, direct = linear(self.mx_proj, average).split(self.sizes, dim=1)
+        update, queries, reset, direct = linear_split(self.mx_proj, average, self.sizes)
         update = torch.sigmoid(update)
         reset = nn.functional.silu(reset)
         values = self._drop(values, self.hidden_dropout)

@@ -1,22 +1,24 @@
 """Linear maps and feed-forward blocks in the layout (batch, channels, positions)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-import torch
 import torch.nn.functional as F
 from fairseq.utils import get_activation_fn
 from torch import Tensor, nn
 
 from fairseq_csp.modules.norms import SequenceNorm
+from fairseq_csp.ops import linear as ops
 from fairseq_csp.ops.dropout import dropout as drop_numbers
 
 
 def linear(layer: nn.Linear, x: Tensor) -> Tensor:
     """Apply an ``nn.Linear`` to the channels of (batch, channels, positions)."""
-    weight = layer.weight.unsqueeze(0).expand(x.size(0), -1, -1)
-    if layer.bias is None:
-        return torch.bmm(weight, x)
-    return torch.baddbmm(layer.bias[:, None], weight, x)
+    return ops.linear(x, layer.weight, layer.bias)
+
+
+def linear_split(layer: nn.Linear, x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
+    """Apply an ``nn.Linear`` and split the channels of the result into parts of these sizes."""
+    return ops.linear_split(x, layer.weight, layer.bias, sizes)
 
 
 def normal_linear(inputs: int, outputs: int, std: float = 0.02) -> nn.Linear:
