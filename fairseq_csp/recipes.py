@@ -110,12 +110,12 @@ OTHER_RATES = {"transformer": .0005, "flash": .001, "lstm": .001}
 # ours: for the small stand-ins of `preprocess --demo`, minutes on 2 CPU cores
 DEMO = {
     "listops": {"lr": .004, "batch": 32, "updates": 400, "warmup": 40},
-    "imdb-4000": {"layers": 2, "lr": .004, "batch": 32, "updates": 200, "warmup": 20},
-    "aan": {"layers": 2, "lr": .004, "batch": 32, "updates": 200, "warmup": 20},
-    "cifar10": {"layers": 2, "lr": .004, "batch": 16, "updates": 200, "warmup": 20},
-    "pathfinder": {"layers": 2, "lr": .004, "batch": 16, "updates": 200, "warmup": 20},
+    "imdb-4000": {"layers": 2, "lr": .004, "batch": 32, "updates": 80, "warmup": 10},
+    "aan": {"layers": 2, "lr": .004, "batch": 32, "updates": 80, "warmup": 10},
+    "cifar10": {"layers": 2, "lr": .004, "batch": 16, "updates": 80, "warmup": 10},
+    "pathfinder": {"layers": 2, "lr": .004, "batch": 16, "updates": 80, "warmup": 10},
     "path-x": {
-        "layers": 1, "lr": .004, "batch": 4, "updates": 40, "warmup": 4, "norm": "batchnorm"
+        "layers": 2, "norm": "batchnorm", "lr": .004, "batch": 8, "updates": 60, "warmup": 10
     },
 }
 # fmt: on

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import Optional
 
 from fairseq.dataclass import FairseqDataclass
 from fairseq.optim import FairseqOptimizer
@@ -21,10 +22,11 @@ class LinearDecayConfig(FairseqDataclass):
         default=-1.0, metadata={"help": "learning rate of update 0 (negative: 0)"}
     )
     end_learning_rate: float = field(default=0.0, metadata={"help": "learning rate at the end"})
-    total_num_update: float = field(
-        default=II("optimization.max_update"),
-        metadata={"help": "update at which the end is reached"},
+    total_num_update: Optional[float] = field(  # noqa: UP045 (fairseq reads the annotation)
+        default=None,
+        metadata={"help": "update at which the end is reached (default: that of --max-update)"},
     )
+    max_update: int = II("optimization.max_update")
     lr: list[float] = II("optimization.lr")
 
 
@@ -41,10 +43,11 @@ class LinearDecaySchedule(FairseqLRScheduler):
         if isinstance(cfg.lr, Collection) and len(cfg.lr) > 1:
             raise UserError(f"--lr is {list(cfg.lr)}; linear_decay takes one learning rate")
         self.lr = cfg.lr[0] if isinstance(cfg.lr, Collection) else cfg.lr
-        if not cfg.total_num_update > cfg.warmup_updates:
+        self.total = cfg.max_update if cfg.total_num_update is None else cfg.total_num_update
+        if not self.total > cfg.warmup_updates:
             raise UserError(
-                f"--total-num-update is {cfg.total_num_update:g}; it must be above "
-                f"--warmup-updates {cfg.warmup_updates} (--max-update serves when it is left out)"
+                f"--total-num-update (or --max-update in its place) is {self.total:g}; it must be "
+                f"above --warmup-updates {cfg.warmup_updates}"
             )
         self.step_update(0)
 
@@ -54,11 +57,7 @@ class LinearDecaySchedule(FairseqLRScheduler):
 
     def step_update(self, num_updates: int) -> float:
         """Set and return the learning rate after ``num_updates`` updates."""
-        warmup, total, end = (
-            self.cfg.warmup_updates,
-            self.cfg.total_num_update,
-            self.cfg.end_learning_rate,
-        )
+        warmup, total, end = self.cfg.warmup_updates, self.total, self.cfg.end_learning_rate
         if warmup > 0 and num_updates <= warmup:
             first = max(self.cfg.warmup_init_lr, 0.0)
             rate = first + (self.lr - first) * (num_updates / warmup) ** self.cfg.warmup_power

@@ -1,5 +1,8 @@
 """What LRA's text and image tasks have in common."""
 
+import json
+import logging
+import os
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,6 +25,8 @@ from omegaconf import II, MISSING
 
 from fairseq_csp.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass
 class LRATaskConfig(FairseqDataclass):
@@ -43,6 +48,14 @@ class LRATask(FairseqTask):
 
     documents = 1
     num_classes = 0
+
+    def __init__(self, cfg: LRATaskConfig) -> None:
+        super().__init__(cfg)
+        if _is_limited(cfg.data):
+            logger.warning(
+                f"{cfg.data} is a limited or synthetic set (its summary.json says so): accuracies "
+                "on it cannot be compared with published ones"
+            )
 
     def build_model(self, cfg: FairseqDataclass, from_checkpoint: bool = False) -> BaseFairseqModel:
         """Build the model.
@@ -128,6 +141,15 @@ class LRATask(FairseqTask):
     def target_dictionary(self) -> Dictionary | None:
         """Names of the classes; None where they are numbers."""
         return None
+
+
+def _is_limited(directory: str) -> bool:
+    """Whether the preparation marked a set as limited; a published one has no summary."""
+    try:
+        with open(os.path.join(directory, "summary.json"), encoding="utf-8") as file:
+            return bool(json.load(file).get("limited"))
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 class ClassDataset(FairseqDataset):
