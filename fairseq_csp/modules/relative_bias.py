@@ -18,8 +18,8 @@ class SimpleRelativeBias(nn.Module):
         self.rel_pos_bias = nn.Parameter(torch.empty(2 * max_positions - 1))
         nn.init.normal_(self.rel_pos_bias, std=0.02)
 
-    def forward(self, positions: int) -> Tensor:
-        """Return (positions, positions): entry [i, j] is for query i and key j.
+    def forward(self, positions: int, first: int = 0, count: int | None = None) -> Tensor:
+        """Return (count, positions): entry [i, j] is for query first + i and key j.
 
         Raises:
             UserError: there are more positions than distances were learnt for.
@@ -29,9 +29,10 @@ class SimpleRelativeBias(nn.Module):
                 f"a row has {positions} positions, but the relative position bias reaches only "
                 f"{self.max_positions}: raise --max-positions (or --chunk-size)"
             )
-        first = self.max_positions - positions
-        line = self.rel_pos_bias[first : first + 2 * positions - 1]
-        # row i of the reversed windows is line[positions - 1 - i :][: positions]
+        count = positions if count is None else count
+        # the row of query i begins at max_positions - 1 - i
+        last_row = self.max_positions - first - count
+        line = self.rel_pos_bias[last_row : last_row + count + positions - 1]
         return line.unfold(0, positions, 1).flip(0)
 
 
@@ -58,10 +59,11 @@ class RotaryRelativeBias(nn.Module):
         sine, cosine = angles.sin(), angles.cos()
         return _rotate(self.alpha, sine, cosine), _rotate(self.beta, sine, cosine)
 
-    def forward(self, positions: int) -> Tensor:
-        """Return (positions, positions): entry [i, j] is for query i and key j."""
+    def forward(self, positions: int, first: int = 0, count: int | None = None) -> Tensor:
+        """Return (count, positions): entry [i, j] is for query first + i and key j."""
         alpha, beta = self.rotated(positions)
-        return (alpha @ beta.t()).to(self.alpha.dtype)
+        last = positions if count is None else first + count
+        return (alpha[first:last] @ beta.t()).to(self.alpha.dtype)
 
 
 def _rotate(vector: Tensor, sine: Tensor, cosine: Tensor) -> Tensor:

@@ -5,10 +5,16 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from fairseq_csp.modules.attention import AttentionFunction, register_attention
+from fairseq_csp.modules.relative_bias import SimpleRelativeBias
 from fairseq_csp.modules.rows import Rows
 from fairseq_csp.ops.dropout import dropout
+
+# more scores than this (512 MiB in float32) are computed in blocks of queries, and computed again
+# in the backward pass instead of being kept
+MOST_SCORES = 1 << 27
 
 
 class ScoreAttention(AttentionFunction):
@@ -20,9 +26,30 @@ class ScoreAttention(AttentionFunction):
         self, values: Tensor, rows: Rows, queries: Tensor, keys: Tensor, bias: nn.Module | None
     ) -> Tensor:
         """Mix (batch, channels, positions) with weights (batch, positions, positions)."""
-        scores = torch.bmm((queries * self.scale(queries, rows)).transpose(1, 2), keys)
+        batch, _, positions = values.shape
+        queries = queries * self.scale(queries, rows)
+        size = max(1, MOST_SCORES // (batch * positions))
+        if size >= positions:
+            return self._block(values, rows, queries, keys, bias, 0)
+        blocks = [
+            checkpoint(self._block, values, rows, block, keys, bias, k * size, use_reentrant=False)
+            for k, block in enumerate(queries.split(size, dim=2))
+        ]
+        return torch.cat(blocks, dim=2)
+
+    def _block(
+        self,
+        values: Tensor,
+        rows: Rows,
+        queries: Tensor,
+        keys: Tensor,
+        bias: nn.Module | None,
+        first: int,
+    ) -> Tensor:
+        """Mix for the queries (batch, width, count) that stand at ``first`` and after it."""
+        scores = torch.bmm(queries.transpose(1, 2), keys)
         if bias is not None:
-            scores = scores + bias(values.size(2)).to(scores.dtype)
+            scores = scores + bias(values.size(2), first, queries.size(2)).to(scores.dtype)
         weights = dropout(self.weights(scores, rows), self.options.dropout, self.training)
         return torch.bmm(values, weights.to(values.dtype).transpose(1, 2))
 
@@ -37,7 +64,35 @@ class ScoreAttention(AttentionFunction):
 
 @register_attention("softmax")
 class SoftmaxAttention(ScoreAttention):
-    """``softmax(q k^T / sqrt(Z) + bias) v``."""
+    """``softmax(q k^T / sqrt(Z) + bias) v``.
+
+    Where the bias is itself a product of vectors at the two positions, or there is none, PyTorch's
+    fused kernels serve, which keep no weights; they take no learnt bias for each distance.
+    """
+
+    def forward(
+        self, values: Tensor, rows: Rows, queries: Tensor, keys: Tensor, bias: nn.Module | None
+    ) -> Tensor:
+        """Mix (batch, channels, positions) with weights (batch, positions, positions)."""
+        if isinstance(bias, SimpleRelativeBias):
+            return super().forward(values, rows, queries, keys, bias)
+        queries = queries * self.scale(queries, rows)
+        if bias is not None:
+            at_query, at_key = (
+                rotated.t().to(queries.dtype).expand(queries.size(0), -1, -1)
+                for rotated in bias.rotated(values.size(2))
+            )
+            queries, keys = torch.cat([queries, at_query], 1), torch.cat([keys, at_key], 1)
+        return (
+            F.scaled_dot_product_attention(
+                *(x.transpose(1, 2).unsqueeze(1).contiguous() for x in (queries, keys, values)),
+                attn_mask=None if rows.full else rows.mask.unsqueeze(1),
+                dropout_p=self.options.dropout if self.training else 0.0,
+                scale=1.0,
+            )
+            .squeeze(1)
+            .transpose(1, 2)
+        )
 
     def scale(self, queries: Tensor, rows: Rows) -> float:
         """Return ``1/sqrt(Z)`` for queries (batch, Z, positions)."""
