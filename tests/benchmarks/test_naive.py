@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+
 from benchmarks.models import build_model, random_sample
 from benchmarks.naive import NaiveModel
-
 from fairseq_csp.criterions.lra_cross_entropy import LRACrossEntropyCriterion
 
 # the models here are too small for more, and tests run beside one another
