@@ -1,0 +1,165 @@
+"""What the benchmark commands share: their options, measuring processes and tables.
+
+Only the standard library is imported here: nothing but the measuring processes takes memory.
+"""
+
+import argparse
+import json
+import os
+import platform
+import re
+import signal
+import subprocess
+import sys
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+GIGABYTE = 1 << 30
+# memory that is left to the rest of the machine
+LEFT_FREE = 4
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """Return a parser of the options that all benchmark commands have."""
+    made = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIGABYTE
+    add = made.add_argument
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if any")
+    add("--threads", type=int, default=len(os.sched_getaffinity(0)), help="threads of the CPU")
+    add("--rounds", type=int, default=3, help="processes for each number; the best counts")
+    add("--budget", type=float, default=5, help="seconds to repeat a call in one process")
+    add("--memory", type=float, default=max(1, int(total) - LEFT_FREE), help="limit in GB (CPU)")
+    add("--time-limit", type=float, default=600, help="seconds that one process may take")
+    add("--only", default="", metavar="PATTERN", help="measure rows whose name matches this")
+    add("--json", type=Path, metavar="FILE", help="write the numbers to this file too")
+    return made
+
+
+class Measurements:
+    """Runs measuring processes, one at a time, and keeps the best of their answers.
+
+    Args:
+        module: what such a process runs (``python -m MODULE SPECIFICATION``).
+        args: the command's options.
+    """
+
+    def __init__(self, module: str, args: argparse.Namespace) -> None:
+        self.module = module
+        self.args = args
+        self.device = None
+
+    def best(self, specs: dict[str, dict]) -> dict[str, dict]:
+        """Measure alternately, in several rounds.
+
+        Args:
+            specs: what to measure, each under its name.
+
+        Returns:
+            For each name the answer with the least seconds, with the least peak memory of any
+            round; ``{"problem": why}`` where there is none.
+        """
+        answers: dict[str, list[dict]] = {name: [] for name in specs}
+        for _ in range(self.args.rounds):
+            for name, spec in specs.items():
+                if not any("problem" in answer for answer in answers[name]):
+                    answers[name].append(self._run(spec))
+        return {name: _best(answers[name]) for name in specs}
+
+    def _run(self, spec: dict) -> dict:
+        shared = ("device", "threads", "memory", "budget")
+        spec = spec | {name: getattr(self.args, name) for name in shared}
+        command = [sys.executable, "-m", self.module, json.dumps(spec)]
+        # as train_lra.sh trains: tensors in huge pages
+        threads = str(self.args.threads)
+        environment = os.environ | {"THP_MEM_ALLOC_ENABLE": "1", "OMP_NUM_THREADS": threads}
+        limit = self.args.time_limit
+        try:
+            run = subprocess.run(
+                command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=limit
+            )
+        except subprocess.TimeoutExpired:
+            return {"problem": f"takes more than {limit:g} s"}
+        if run.returncode < 0:
+            name = signal.Signals(-run.returncode).name
+            return {"problem": f"ended by {name} (memory limit {self.args.memory:g} GB)"}
+        if run.returncode:
+            sys.stderr.write(run.stderr)
+            return {"problem": f"failed: {run.stderr.strip().splitlines()[-1]}"}
+        answer = json.loads(run.stdout.splitlines()[-1])
+        self.device = answer.pop("device")
+        return answer
+
+    def conditions(self) -> dict[str, object]:
+        """Return what the numbers depend on."""
+        return {
+            "date": date.today().isoformat(),
+            "machine": _processor(),
+            "device": self.device,
+            "threads": self.args.threads,
+            "torch": version("torch"),
+            "python": platform.python_version(),
+            "memory_limit_gb": self.args.memory,
+            "rounds": self.args.rounds,
+            "environment": "THP_MEM_ALLOC_ENABLE=1 (tensors in huge pages), ours and naive alike",
+        }
+
+
+def heading(conditions: dict[str, object]) -> str:
+    """Return the conditions as a Markdown list."""
+    return "".join(f"- {name.replace('_', ' ')}: {value}\n" for name, value in conditions.items())
+
+
+def markdown(columns: list[str], rows: list[list[str]]) -> str:
+    """Return a Markdown table; all columns but the first are numbers."""
+    lines = [columns, ["---"] + ["---:"] * (len(columns) - 1), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def matching(names: list[str], pattern: str) -> list[str]:
+    """Return the names in which a pattern occurs.
+
+    Raises:
+        SystemExit: there is none; the message lists the names.
+    """
+    chosen = [name for name in names if re.search(pattern, name)]
+    if not chosen:
+        raise SystemExit(f"--only {pattern!r} matches no row; there are:\n" + "\n".join(names))
+    return chosen
+
+
+def ratio(over: dict, over_key: str, under: dict, under_key: str) -> float | None:
+    """Return one answer's number over another's; None where one of them has none."""
+    if over_key not in over or not under.get(under_key):
+        return None
+    return over[over_key] / under[under_key]
+
+
+def shown(number: float | None, pattern: str) -> str:
+    """Format a number, and the lack of one."""
+    return "" if number is None else format(number, pattern)
+
+
+def write(text: str, numbers: dict, file: Path | None) -> None:
+    """Print the tables; write the numbers to a file where one is given."""
+    sys.stdout.write(text)
+    if file is not None:
+        file.write_text(json.dumps(numbers, indent=1) + "\n")
+
+
+def _best(answers: list[dict]) -> dict:
+    measured = [answer for answer in answers if "problem" not in answer]
+    if not measured:
+        return answers[-1]
+    fastest = min(measured, key=lambda answer: answer["seconds"])
+    return fastest | {"peak_bytes": min(answer["peak_bytes"] for answer in measured)}
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return f"{line.partition(':')[2].strip()}, {os.cpu_count()} cores"
+    return f"{platform.machine()}, {os.cpu_count()} cores"

@@ -1,0 +1,228 @@
+"""Training steps of every architecture beside the direct formulas: one table.
+
+python -m benchmarks.speed --help
+"""
+
+import argparse
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.report import (
+    Measurements,
+    heading,
+    markdown,
+    matching,
+    parser,
+    ratio,
+    shown,
+    write,
+)
+
+LENGTHS = (1024, 2048, 4000, 16384)
+MECHANISMS = (
+    ("mega", "csp"),
+    ("mega", "softmax"),
+    ("mega", "laplace"),
+    ("flash", "csp"),
+    ("flash", "relu2"),
+    ("transformer", "csp"),
+    ("transformer", "softmax"),
+    ("lstm", None),
+)
+MEGABYTE = 1 << 20
+COLUMNS = [
+    "training step",
+    "dtype",
+    "tokens/s",
+    "naive tokens/s",
+    "ratio",
+    "peak MB",
+    "naive peak MB",
+    "ratio",
+]
+
+
+@dataclass(frozen=True)
+class Work:
+    """A training step, measured in all its dtypes and by the direct formulas in float32.
+
+    Attributes:
+        mechanism: architecture and attention function, in words.
+        arch: name of the architecture.
+        batch: number of rows.
+        length: positions of a row.
+        options: flags of the model.
+        dtypes: what the model is converted to.
+        naive: whether there are direct formulas for it.
+        products: whether its matrix products are timed as well.
+    """
+
+    mechanism: str
+    arch: str
+    batch: int
+    length: int
+    options: dict[str, object] = field(default_factory=dict)
+    dtypes: tuple[str, ...] = ("float32",)
+    naive: bool = True
+    products: bool = False
+
+    @property
+    def name(self) -> str:
+        """Name of the work, for ``--only``."""
+        return f"{self.mechanism} {self.batch} x {self.length}"
+
+    def specs(self) -> dict[str, dict]:
+        """Return what the measuring processes are told, by dtype, and under ``naive``."""
+        shared = {
+            "arch": self.arch,
+            "options": self.options,
+            "batch": self.batch,
+            "length": self.length,
+        }
+        specs = {
+            dtype: shared | {"dtype": dtype, "naive": False, "products": self.products}
+            for dtype in self.dtypes
+        }
+        if self.naive:
+            specs["naive"] = shared | {"dtype": "float32", "naive": True, "products": False}
+        return specs
+
+
+def all_work(lengths: list[int], tokens: int) -> list[Work]:
+    """Return the text models at each length, then MEGA with CSP on images.
+
+    Args:
+        lengths: positions of a row of text.
+        tokens: of a batch of text; at least one row is taken.
+    """
+    works = []
+    for family, attention in MECHANISMS:
+        linear = (family, attention) == ("mega", "csp")
+        for length in lengths:
+            works.append(
+                Work(
+                    f"{family} {attention}" if attention else family,
+                    f"{family}_lra_imdb",
+                    max(1, tokens // length),
+                    length,
+                    {"attention": attention},
+                    ("float32", "bfloat16") if linear else ("float32",),
+                    naive=family != "lstm",
+                    products=linear,
+                )
+            )
+    # as the recipes train them
+    image = {"attention": "csp", "encoder_normalize_before": True}
+    works.append(Work("mega csp pf128", "mega_lra_pf128", 1, 16384, image, products=True))
+    works.append(Work("mega csp cifar10", "mega_lra_cifar10", 8, 1024, image, products=True))
+    return works
+
+
+def measured_rows(work: Work, measurements: Measurements) -> list[dict]:
+    """Measure one piece of work.
+
+    Returns:
+        One row of the table a dtype; the keys are told in ``docs/speed.md``.
+    """
+    answers = measurements.best(work.specs())
+    naive = answers.pop("naive", {})
+    rows = []
+    for dtype, ours in answers.items():
+        for answer in (ours, naive):
+            if "seconds" in answer:
+                answer["tokens_per_second"] = work.batch * work.length / answer["seconds"]
+        beside = ours.get("beside", {})
+        rows.append(
+            {
+                "name": work.name,
+                "mechanism": work.mechanism,
+                "arch": work.arch,
+                "batch": work.batch,
+                "length": work.length,
+                "dtype": dtype,
+                "ours": ours,
+                "naive": naive,
+                "speed_ratio": ratio(ours, "tokens_per_second", naive, "tokens_per_second"),
+                "memory_ratio": ratio(ours, "peak_bytes", naive, "peak_bytes"),
+                "step_over_products": ratio(beside, "step_seconds", beside, "products_seconds"),
+            }
+        )
+    return rows
+
+
+def tables(rows: list[dict]) -> str:
+    """Return the rows as Markdown: the steps, then the matrix products alone."""
+    text = markdown(COLUMNS, [_cells(row) for row in rows])
+    compared = [row for row in rows if row["step_over_products"]]
+    if compared:
+        columns = ["training step", "dtype", "step s", "its matrix products alone s", "ratio"]
+        text += "\n" + markdown(columns, [_product_cells(row) for row in compared])
+    return text
+
+
+def _cells(row: dict) -> list[str]:
+    ours, naive = row["ours"], row["naive"]
+    return [
+        row["name"],
+        row["dtype"],
+        *(_speed(answer) for answer in (ours, naive)),
+        shown(row["speed_ratio"], ".2f"),
+        *(_memory(answer) for answer in (ours, naive)),
+        shown(row["memory_ratio"], ".2f"),
+    ]
+
+
+def _speed(answer: dict) -> str:
+    return answer.get("problem") or shown(answer.get("tokens_per_second"), ",.0f")
+
+
+def _memory(answer: dict) -> str:
+    return shown(answer["peak_bytes"] / MEGABYTE, ",.0f") if "peak_bytes" in answer else ""
+
+
+def _product_cells(row: dict) -> list[str]:
+    beside = row["ours"]["beside"]
+    seconds = [format(beside[key], ".3f") for key in ("step_seconds", "products_seconds")]
+    return [row["name"], row["dtype"], *seconds, format(row["step_over_products"], ".2f")]
+
+
+def main(arguments: list[str]) -> None:
+    """Measure and print; see ``--help``.
+
+    Args:
+        arguments: those of the command line.
+
+    Raises:
+        SystemExit: ``--only`` matches nothing.
+    """
+    args = _parse(arguments)
+    works = {work.name: work for work in all_work(args.lengths, args.tokens)}
+    chosen = matching(list(works), args.only)
+    measurements = Measurements("benchmarks.step", args)
+    rows = []
+    for number, name in enumerate(chosen, 1):
+        sys.stderr.write(f"{number} of {len(chosen)}: {name}\n")
+        rows += measured_rows(works[name], measurements)
+    conditions = measurements.conditions()
+    write(
+        f"{heading(conditions)}\n{tables(rows)}",
+        {"conditions": conditions, "rows": rows},
+        args.json,
+    )
+    if args.plot:
+        from benchmarks.plots import plot
+
+        plot(rows, args.plot)
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    options = parser("Measure training steps: tokens/s and peak memory, ours and naive.")
+    options.add_argument("--lengths", type=int, nargs="+", default=LENGTHS, help="of the text rows")
+    options.add_argument("--tokens", type=int, default=16000, help="of a batch of text")
+    options.add_argument("--plot", type=Path, metavar="DIR", help="draw time.png and memory.png")
+    return options.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

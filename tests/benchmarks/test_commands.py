@@ -1,0 +1,118 @@
+"""The benchmark commands end to end, on tiny sizes."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import op, speed
+
+QUICK = ["--rounds", "1", "--budget", "0", "--threads", "1", "--device", "cpu"]
+CONDITIONS = {"date", "machine", "device", "threads", "torch", "memory_limit_gb", "environment"}
+
+
+def run(module, *arguments):
+    command = [sys.executable, "-m", module, *QUICK, *arguments]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert answer.returncode == 0, answer.stderr
+    return answer.stdout
+
+
+def table_rows(text):
+    """The cells of every line of Markdown tables, headings included."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_speed(tmp_path):
+    file = tmp_path / "speed.json"
+    sizes = ["--lengths", "32", "64", "--tokens", "64"]
+    text = run("benchmarks.speed", *sizes, "--only", "^(mega csp|lstm) 2 x 32$", "--json", file)
+    numbers = json.loads(file.read_text())
+    assert numbers["conditions"].keys() >= CONDITIONS
+    assert numbers["conditions"]["device"] == "CPU"
+    single, half, lstm = numbers["rows"]
+    assert [row["dtype"] for row in numbers["rows"]] == ["float32", "bfloat16", "float32"]
+    for row in (single, half):
+        for answer in (row["ours"], row["naive"]):
+            assert answer["tokens_per_second"] == pytest.approx(64 / answer["seconds"])
+            assert answer["peak_bytes"] > 0
+        speeds = [row[side]["tokens_per_second"] for side in ("ours", "naive")]
+        assert row["speed_ratio"] == speeds[0] / speeds[1]
+        assert row["memory_ratio"] == row["ours"]["peak_bytes"] / row["naive"]["peak_bytes"]
+        beside = row["ours"]["beside"]
+        assert row["step_over_products"] == beside["step_seconds"] / beside["products_seconds"]
+    assert lstm["ours"]["seconds"] > 0
+    assert lstm["naive"] == {}
+    assert lstm["speed_ratio"] is lstm["memory_ratio"] is lstm["step_over_products"] is None
+
+    rows = table_rows(text)
+    names = ["mega csp 2 x 32", "mega csp 2 x 32", "lstm 2 x 32"]
+    assert [row[0] for row in rows[2:5]] == names
+    assert rows[2][2] == f"{single['ours']['tokens_per_second']:,.0f}"
+    assert rows[2][4] == f"{single['speed_ratio']:.2f}"
+    assert rows[4][3:5] == ["", ""]
+    # the second table: matrix products alone
+    assert [row[0] for row in rows[7:]] == names[:2]
+    assert rows[7][4] == f"{single['step_over_products']:.2f}"
+
+
+def test_speed_says_what_does_not_fit(tmp_path):
+    file = tmp_path / "speed.json"
+    sizes = ["--lengths", "128", "--tokens", "4096", "--memory", "0.05"]
+    text = run("benchmarks.speed", *sizes, "--only", "^mega softmax 32 x 128$", "--json", file)
+    (row,) = json.loads(file.read_text())["rows"]
+    assert row["ours"] == row["naive"] == {"problem": "does not fit in 0.05 GB"}
+    assert row["speed_ratio"] is row["memory_ratio"] is None
+    assert table_rows(text)[2][2:] == ["does not fit in 0.05 GB"] * 2 + [""] * 4
+
+
+def test_op(tmp_path):
+    file = tmp_path / "op.json"
+    text = run("benchmarks.op", "--tiny", "--only", "^csp,", "--json", file)
+    numbers = json.loads(file.read_text())
+    assert numbers["conditions"].keys() >= CONDITIONS
+    (row,) = numbers["rows"]
+    assert row["shape"] == [2, 8, 64]
+    for answer in (row["ours"], row["naive"]):
+        assert answer["copies"] == answer["peak_bytes"] / (2 * 8 * 64 * 4)
+    assert row["speed_ratio"] == row["naive"]["seconds"] / row["ours"]["seconds"]
+    assert row["copy_ratio"] == row["ours"]["seconds"] / row["ours"]["copy_seconds"]
+    assert table_rows(text)[2][:2] == [row["name"], f"{1000 * row['ours']['seconds']:,.2f}"]
+
+
+def test_op_says_what_has_no_answer():
+    text = run("benchmarks.op", "--tiny", "--only", "^dropout", "--time-limit", "0.1")
+    cells = table_rows(text)[2]
+    assert cells[1:3] == ["takes more than 0.1 s"] * 2
+
+
+@pytest.mark.parametrize("module", [speed, op])
+def test_pattern_that_matches_nothing(module):
+    with pytest.raises(SystemExit, match="matches no row; there are:\n.*csp"):
+        module.main(["--only", "no such row"])
+
+
+def test_plot(tmp_path):
+    pytest.importorskip("matplotlib")
+    from benchmarks.plots import plot
+
+    rows = [
+        {
+            "arch": "mega_lra_imdb",
+            "mechanism": "mega csp",
+            "dtype": dtype,
+            "batch": 2,
+            "length": length,
+            "ours": {"seconds": length / 100, "peak_bytes": length << 20},
+        }
+        for dtype in ("float32", "bfloat16")
+        for length in (32, 64)
+    ]
+    rows.append(rows[0] | {"length": 128, "ours": {"problem": "does not fit in 1 GB"}})
+    plot(rows, tmp_path / "plots")
+    for name in ("time", "memory"):
+        picture = (tmp_path / "plots" / f"{name}.png").read_bytes()
+        assert picture.startswith(b"\x89PNG")
+        assert len(picture) > 10_000
