@@ -12,8 +12,9 @@ import torch
 
 GIGABYTE = 1 << 30
 MOST_ROUNDS = 100
-M_MMAP_THRESHOLD = -3
-SMALLEST_MAPPED = 1 << 16
+LIBC = ctypes.CDLL(None)
+# numbers of mallopt's options
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 # what the messages of allocators say
 FULL = ("out of memory", "allocate memory", "bad_alloc", "insufficient memory")
 
@@ -32,6 +33,8 @@ class Machine:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(device)
+        # what is freed goes back to the system at once, so that memory in use is all that counts
+        LIBC.mallopt(M_MMAP_THRESHOLD, 1 << 16)
         self.gigabytes = memory
         self.name = "CPU"
         if self.device.type == "cuda":
@@ -46,25 +49,32 @@ class Machine:
             limit = pages * resource.getpagesize() + round(self.gigabytes * GIGABYTE)
             resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
-    def peak_bytes(self, call: Callable[[], object]) -> int:
+    def peak_bytes(self, call: Callable[[], object], clear: Callable[[], object]) -> int:
         """Return the most memory that a call takes beyond what is in use before it.
 
-        The call should have been made before: libraries are loaded at their first use.
+        To be asked once, before anything is timed.
+
+        Args:
+            call: made twice: libraries are loaded, and their caches filled, at the first use.
+            clear: releases what a call leaves behind.
         """
+        call()
+        clear()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
             before = torch.cuda.memory_allocated(self.device)
             call()
             return torch.cuda.max_memory_allocated(self.device) - before
-        libc = ctypes.CDLL(None)
-        # from now on freed memory is the system's at once, so that only what is in use counts
-        libc.mallopt(M_MMAP_THRESHOLD, SMALLEST_MAPPED)
-        libc.malloc_trim(0)
+        LIBC.malloc_trim(0)
         # getrusage's ru_maxrss cannot be set back, and begins with the parent process's
         Path("/proc/self/clear_refs").write_text("5")
         before = _resident("VmRSS:")
         call()
-        return _resident("VmHWM:") - before
+        peak = _resident("VmHWM:")
+        # where glibc itself gets to, by and by, in a program that frees large tensors
+        LIBC.mallopt(M_MMAP_THRESHOLD, 32 << 20)
+        LIBC.mallopt(M_TRIM_THRESHOLD, 64 << 20)
+        return peak - before
 
     def seconds(self, call: Callable[[], object]) -> float:
         """Time one call, the device's work included."""
@@ -85,11 +95,10 @@ def best_times(machine: Machine, calls: list[Callable[[], object]], budget: floa
     Args:
         machine: where they run.
         calls: what to time.
-        budget: seconds after which no more rounds are begun; there are two at least, because the
-            first call finds nothing loaded.
+        budget: seconds after which no more rounds are begun.
     """
     rounds: list[list[float]] = []
-    while len(rounds) < 2 or (sum(map(sum, rounds)) < budget and len(rounds) < MOST_ROUNDS):
+    while not rounds or (sum(map(sum, rounds)) < budget and len(rounds) < MOST_ROUNDS):
         rounds.append([machine.seconds(call) for call in calls])
     return [min(times) for times in zip(*rounds, strict=True)]
 

@@ -142,13 +142,12 @@ def measure_operator(machine: Machine, spec: dict) -> dict:
         function(values).backward(grad)
 
     machine.limit_memory()
+    peak = machine.peak_bytes(call, clear)
+    copies = peak / (values.numel() * values.element_size())
     (seconds,) = best_times(machine, [call], spec["budget"])
-    answer = {"seconds": seconds}
+    answer = {"seconds": seconds, "peak_bytes": peak, "copies": copies}
     if not spec["naive"]:
         (answer["copy_seconds"],) = best_times(machine, [values.detach().clone], spec["budget"])
-    clear()
-    answer["peak_bytes"] = machine.peak_bytes(call)
-    answer["copies"] = answer["peak_bytes"] / (values.numel() * values.element_size())
     return answer
 
 

@@ -35,14 +35,14 @@ def measure_step(machine: Machine, spec: dict) -> dict:
         criterion(function, sample)[0].backward()
 
     machine.limit_memory()
+    peak = machine.peak_bytes(step, model.zero_grad)
     (seconds,) = best_times(machine, [step], spec["budget"])
-    answer = {"seconds": seconds}
+    answer = {"seconds": seconds, "peak_bytes": peak}
     if spec["products"]:
         products = matrix_products(model.encoder, spec["batch"], spec["length"])
         times = best_times(machine, [step, products], spec["budget"])
         answer["beside"] = dict(zip(("step_seconds", "products_seconds"), times, strict=True))
-    model.zero_grad(set_to_none=True)
-    return answer | {"peak_bytes": machine.peak_bytes(step)}
+    return answer
 
 
 def matrix_products(encoder: nn.Module, batch: int, length: int) -> Callable[[], None]:

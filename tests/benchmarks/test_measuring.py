@@ -1,7 +1,6 @@
 """What the numbers of the benchmarks mean."""
 
 import argparse
-import json
 import subprocess
 import sys
 
@@ -20,23 +19,41 @@ from benchmarks.step import matrix_products
 torch.set_num_threads(1)
 
 PEAK = """
-import json, torch
+import json, sys, torch
 from benchmarks.measure import Machine
 machine = Machine("cpu", threads=1, memory=1)
-values = torch.zeros(1 << 24)
-size = values.numel() * values.element_size()
-def copies(count):
-    def call():
-        kept = [values.clone() for _ in range(count)]
-    call()
-    return machine.peak_bytes(call) / size
-print(json.dumps([copies(3), copies(1)]))
+size = 1 << 23
+left, cache = [], []
+def tensor(copies):
+    return torch.ones(int(copies * size), dtype=torch.int8)
+def three():
+    kept = [tensor(1) for _ in range(3)]
+def one_after_another():
+    first = tensor(1)
+    behind_it = tensor(0.001)
+    del first
+    second = tensor(1.25)
+def one_left():
+    left.clear()
+    left.append(tensor(1))
+def two_at_first():
+    if not cache:
+        cache.append(tensor(2))
+    kept = tensor(1)
+tensor(9)
+print(machine.peak_bytes(globals()[sys.argv[1]], left.clear) / size)
 """
 
 
-def test_peak_counts_what_is_in_use():
-    answer = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True)
-    assert json.loads(answer.stdout) == pytest.approx([3, 1], abs=0.1), answer.stderr
+@pytest.mark.parametrize(
+    ("call", "copies"),
+    [("three", 3), ("one_after_another", 1.25), ("one_left", 1), ("two_at_first", 1)],
+)
+def test_peak_counts_what_is_in_use(call, copies):
+    command = [sys.executable, "-c", PEAK, call]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    assert float(answer.stdout) == pytest.approx(copies, abs=0.1)
 
 
 def test_matrix_products_are_those_of_a_step():
