@@ -248,8 +248,8 @@ Train a model on an LRA data set, then test its best checkpoint.
     preset        paper (default; the CSP authors' recipe), mega (MEGA's own), or demo (small data,
                   minutes on a laptop)
     data_dir      the prepared data (default: lra_data/DATASET, or lra_data/DATASET-demo)
-    save_dir      where the run is kept (default: outputs/DATASET/ARCHITECTURE-ATTENTION/TIME);
-                  a run that is there is resumed
+    save_dir      where the run is kept (default: outputs/DATASET/ARCHITECTURE-ATTENTION/TIME, with
+                  DATASET-demo for demo); a run that is there is resumed
     resume        yes: go on with the newest run of this model and data set (default: no)
     seed          a number (default: 0)
     gpus          how many GPUs (default: 1 where there is one; 0: CPU)
