@@ -22,6 +22,8 @@ from fairseq_csp.recipes import ROOT, Choice, flags, parse_words, recipe
 
 logger = logging.getLogger("train_lra")
 USER_DIR = str(ROOT / "fairseq_csp")
+# how a run ended, written into its directory
+RESULT = "result.json"
 
 
 def main(words: list[str]) -> int:
@@ -61,8 +63,15 @@ def main(words: list[str]) -> int:
     ]
     _record(run, words, command)
     logger.info(shlex.join(command))
+    (run / RESULT).unlink(missing_ok=True)
     status = subprocess.run(command).returncode
-    return status or _test(data, run, values)
+    if status:
+        _write_result(run, {"exit_status": status})
+        return status
+    status = evaluate(data, run, _last(values, "--batch-size") or "32", "--cpu" in values)
+    if not status:
+        _say_result(data, run, values)
+    return status
 
 
 def _gpus(choice: Choice) -> int:
@@ -174,8 +183,21 @@ def _record(run: Path, words: list[str], command: list[str]) -> None:
         file.write(json.dumps(made_with) + "\n")
 
 
-def _test(data: Path, run: Path, values: list[str]) -> int:
-    """Test the best checkpoint through fairseq-validate and say the result in one last line."""
+def evaluate(data: Path, run: Path, batch_size: str, cpu: bool) -> int:
+    """Test the best checkpoint of a run through fairseq-validate and keep the result beside it.
+
+    Args:
+        data: directory of the prepared data.
+        run: directory of the run.
+        batch_size: examples of a batch.
+        cpu: leave GPUs alone.
+
+    Returns:
+        The exit status of fairseq-validate.
+
+    Raises:
+        UserError: the run has no best checkpoint.
+    """
     best = run / "checkpoint_best.pt"
     if not best.exists():
         raise UserError(f"{best} is not there: the training validated no checkpoint")
@@ -185,10 +207,10 @@ def _test(data: Path, run: Path, values: list[str]) -> int:
         *("--user-dir", USER_DIR),
         *("--path", str(best)),
         *("--valid-subset", "test"),
-        *("--batch-size", _last(values, "--batch-size") or "32"),
+        *("--batch-size", batch_size),
         *("--log-format", "json"),
     ]
-    if "--cpu" in values:
+    if cpu:
         command.append("--cpu")
     logger.info(shlex.join(command))
     answer = subprocess.run(command, capture_output=True, text=True)
@@ -197,17 +219,33 @@ def _test(data: Path, run: Path, values: list[str]) -> int:
     if answer.returncode or not results:
         sys.stderr.write(log)
         return answer.returncode or 1
-    result = json.loads(results[-1])
+    numbers = json.loads(results[-1])
+    result = {
+        "exit_status": 0,
+        "checkpoint": best.name,
+        "loss": float(numbers["test_loss"]),
+        "accuracy": float(numbers["test_accuracy"]),
+        "examples": round(float(numbers["test_bsz"])),
+    }
+    _write_result(run, result)
+    return 0
+
+
+def _write_result(run: Path, result: dict) -> None:
+    (run / RESULT).write_text(json.dumps(result) + "\n", encoding="utf-8")
+
+
+def _say_result(data: Path, run: Path, values: list[str]) -> None:
+    result = json.loads((run / RESULT).read_text(encoding="utf-8"))
     fields = [
-        Path(data).name,
+        data.name,
         _last(values, "--arch"),
         _last(values, "--attention") or "default attention",
-        f"test accuracy {float(result['test_accuracy']):.3f} %",
-        f"{round(float(result['test_bsz']))} examples",
-        str(best),
+        f"test accuracy {result['accuracy']:.3f} %",
+        f"{result['examples']} examples",
+        str(run / result["checkpoint"]),
     ]
     sys.stdout.write(" | ".join(fields) + "\n")
-    return 0
 
 
 def _last(values: list[str], flag: str) -> str | None:

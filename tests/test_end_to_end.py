@@ -79,6 +79,9 @@ def test_train_lra_trains_tests_and_resumes(listops, tmp_path):
     assert checkpoint == str(run / "checkpoint_best.pt")
     again = validate(listops, checkpoint, "test")
     assert accuracy == f"test accuracy {float(again['test_accuracy']):.3f} %"
+    kept = json.loads((run / "result.json").read_text())
+    assert kept["exit_status"] == 0
+    assert f"test accuracy {kept['accuracy']:.3f} %" == accuracy
 
     assert {path.name for path in run.iterdir()} >= {
         "checkpoint_best.pt", "checkpoint_last.pt", "command.jsonl", "tensorboard", "train.log",
