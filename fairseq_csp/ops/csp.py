@@ -6,7 +6,8 @@ arXiv 2410.10914, sections 3.1 and 3.2. Sorting the whole row without a shift is
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -18,6 +19,8 @@ ORDERS = ("shift_sort", "sort_shift")
 FULL = "full"
 # measured on 2 CPU cores: above this size torch.sort is faster than compare-exchange rounds
 LARGEST_NETWORK = 8
+# numbers in a block: some of its size stay in a CPU's cache
+BLOCK = 1 << 18
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -102,23 +105,11 @@ def permute_channels(
         ValueError: an option is unknown.
     """
     check_options(shift, group_size, order)
-    positions = values.size(2)
-    ragged = tuple(lengths) if any(n != positions for n in lengths) else None
-    if shift == "none":
-        steps = None
-    else:
-        distinct = ragged or (positions,)
-        steps = torch.stack(
-            [
-                _steps(max(n, 1), values.size(1), layer, num_layers, shift, group_size)
-                for n in distinct
-            ]
-        ).to(values.device, non_blocking=True)
-    if order == "shift_sort":
-        shifted = values if steps is None else _Shift.apply(values, steps, ragged)
-        return _GroupSort.apply(shifted, ragged, group_size, descending)
-    ordered = _GroupSort.apply(values, ragged, group_size, descending)
-    return ordered if steps is None else _Shift.apply(ordered, steps, ragged)
+    steps = {
+        n: _steps(max(n, 1), values.size(1), layer, num_layers, shift, group_size)
+        for n in set(lengths)
+    }
+    return _Permute.apply(values, tuple(lengths), steps, group_size, order, descending)
 
 
 def shift_steps(
@@ -156,7 +147,7 @@ def shift_steps(
             f"num_layers={num_layers}): length and channels must be at least 1, "
             "and layer must be at least 0 and below num_layers"
         )
-    return _steps(length, channels, layer, num_layers, shift, group_size).clone()
+    return torch.tensor(_steps(length, channels, layer, num_layers, shift, group_size))
 
 
 def permutation_matrix(
@@ -243,7 +234,7 @@ def check_options(shift: str, group_size: int | str, order: str) -> None:
 @lru_cache(maxsize=65536)
 def _steps(
     length: int, channels: int, layer: int, num_layers: int, shift: str, group_size: int | str
-) -> Tensor:
+) -> tuple[int, ...]:
     if shift == "exponential":
         total = num_layers * channels
         # python's own double-precision power: vectorised ones may differ in the last bit
@@ -252,94 +243,189 @@ def _steps(
         steps = [group_size * max(c - 1, 0) for c in range(channels)]
     else:
         steps = [0] * channels
-    return torch.tensor([step % length for step in steps])
+    return tuple(step % length for step in steps)
 
 
-def _valid(lengths: tuple[int, ...], positions: int, device: torch.device) -> Tensor:
-    counts = torch.tensor(lengths).to(device, non_blocking=True)
-    return torch.arange(positions, device=device) < counts[:, None, None]
+@lru_cache(maxsize=65536)
+def _on_device(steps: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor(steps).to(device)
 
 
-def _roll(values: Tensor, steps: Tensor, lengths: tuple[int, ...] | None) -> Tensor:
-    """Shift each row and channel circularly inside the row's length; zeros beyond it.
+@dataclass(frozen=True)
+class _Block:
+    """Rows, channels and positions that are permuted together.
 
-    A row laid twice in a line holds every rotation of itself as a window, so that one window per
-    row and channel is copied and no index per element is needed.
+    Attributes:
+        rows: which rows.
+        channels: which channels.
+        positions: valid positions of the longest row.
+        lengths: those of each row, where they differ; None where all have ``positions``.
     """
+
+    rows: slice
+    channels: slice
+    positions: int
+    lengths: tuple[int, ...] | None = None
+
+    def cut(self, values: Tensor) -> Tensor:
+        """Return the block's part of (batch, channels, positions)."""
+        return values[self.rows, self.channels, : self.positions]
+
+    def fill(self, part: Tensor, number: float) -> Tensor:
+        """Set what lies beyond its row's length."""
+        if self.lengths is None:
+            return part
+        places = torch.arange(self.positions, device=part.device)
+        return part.masked_fill(places >= self.counts(part.device), number)
+
+    def counts(self, device: torch.device) -> Tensor:
+        """Return (rows, 1, 1): the lengths."""
+        return torch.tensor(self.lengths).to(device, non_blocking=True)[:, None, None]
+
+
+def _blocks(values: Tensor, lengths: tuple[int, ...]) -> list[_Block]:
+    """Divide (batch, channels, positions) into blocks.
+
+    On a CPU a block's numbers stay in the cache from the first step to the last, and rows of
+    different lengths are apart. On a GPU, where a call costs more, all is one block.
+    """
+    if values.device.type != "cpu" or torch.compiler.is_compiling():
+        return _one_block(values, lengths)
     batch, channels, positions = values.shape
-    # (batch, channels, 2 * positions): the window of step s starts at positions - s
-    if lengths is None:
-        line = torch.cat([values, values], dim=2)
-    else:
-        line = values.new_zeros(batch, channels, 2 * positions)
-        for row, length in enumerate(lengths):
-            source = values[row, :, :length]
-            line[row, :, positions - length : positions] = source
-            line[row, :, positions : positions + length] = source
-    windows = line.unfold(2, positions, 1)
-    rows = torch.arange(batch, device=values.device)[:, None]
-    columns = torch.arange(channels, device=values.device)
-    rolled = windows[rows, columns, positions - steps]
-    if lengths is not None:
-        rolled.masked_fill_(~_valid(lengths, positions, values.device), 0)
-    return rolled
+    together = 1
+    if all(n == positions for n in lengths):
+        together = max(BLOCK // (channels * positions), 1)
+    blocks = []
+    for row in range(0, batch, together):
+        if length := lengths[row]:
+            width = max(BLOCK // length, 1)
+            rows = slice(row, row + together)
+            parts = [slice(first, first + width) for first in range(0, channels, width)]
+            blocks += [_Block(rows, part, length) for part in parts]
+    return blocks
 
 
-class _Shift(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: FunctionCtx, values: Tensor, steps: Tensor, lengths: tuple[int, ...] | None
-    ) -> Tensor:
-        ctx.save_for_backward(steps)
-        ctx.lengths = lengths
-        return _roll(values, steps, lengths)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (steps,) = ctx.saved_tensors
-        if ctx.lengths is None:
-            counts = grad.size(2)
-        else:
-            counts = torch.tensor(ctx.lengths, device=grad.device).clamp_(min=1)[:, None]
-        return _roll(grad, (counts - steps) % counts, ctx.lengths), None, None
+def _one_block(values: Tensor, lengths: tuple[int, ...]) -> list[_Block]:
+    batch, channels, _ = values.shape
+    longest = max(lengths, default=0)
+    same = all(n == longest for n in lengths)
+    return [_Block(slice(batch), slice(channels), longest, None if same else lengths)]
 
 
-class _GroupSort(torch.autograd.Function):
-    """Sort groups of consecutive positions; save only each output's place inside its group."""
+class _Permute(torch.autograd.Function):
+    """Shift and sort; of the sort only each output's place inside its group is saved."""
 
     @staticmethod
     def forward(
         ctx: FunctionCtx,
         values: Tensor,
-        lengths: tuple[int, ...] | None,
+        lengths: tuple[int, ...],
+        steps: dict[int, tuple[int, ...]],
         group_size: int | str,
+        order: str,
         descending: bool,
     ) -> Tensor:
-        positions = values.size(2)
-        group = positions if group_size == FULL else min(group_size, positions)
-        ctx.lengths = lengths
-        ctx.group = group
-        invalid = None
-        if lengths is not None:
-            invalid = ~_valid(lengths, positions, values.device)
-            # a NaN stays behind every valid value of its group, and is set to 0 at the end
-            values = values.masked_fill(invalid, math.nan)
-        if group == 2:
-            out, places = _sort_pairs(values, descending)
-        else:
-            out, places = _sort_groups(values, group, descending)
-        ctx.save_for_backward(places)
-        return out if invalid is None else out.masked_fill_(invalid, 0)
+        ctx.blocks = _blocks(values, lengths)
+        ctx.lengths, ctx.steps, ctx.order = lengths, steps, order
+        saved = []
+
+        def permute(part: Tensor, block: _Block) -> Tensor:
+            if order == "shift_sort":
+                part = _shift(part, block, steps)
+            # a NaN stays behind every valid value of its group
+            part, places = _sort(block.fill(part, math.nan), group_size, descending)
+            saved.append(places)
+            if order == "sort_shift":
+                part = _shift(part, block, steps)
+            return block.fill(part, 0.0)
+
+        out = _put_together(values, lengths, ctx.blocks, permute)
+        ctx.save_for_backward(*saved)
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (places,) = ctx.saved_tensors
-        if ctx.lengths is not None:
-            grad = grad.masked_fill(~_valid(ctx.lengths, grad.size(2), grad.device), 0)
-        unsort = _swap_pairs if ctx.group == 2 else _unsort_groups
-        return unsort(grad, places), None, None, None
+        saved = iter(ctx.saved_tensors)
+
+        def restore(part: Tensor, block: _Block) -> Tensor:
+            if ctx.order == "sort_shift":
+                part = _shift(part, block, ctx.steps, back=True)
+            part = _unsort(block.fill(part, 0.0), next(saved))
+            if ctx.order == "shift_sort":
+                part = _shift(part, block, ctx.steps, back=True)
+            return block.fill(part, 0.0)
+
+        return _put_together(grad, ctx.lengths, ctx.blocks, restore), *(None,) * 5
+
+
+def _put_together(
+    values: Tensor,
+    lengths: tuple[int, ...],
+    blocks: list[_Block],
+    function: Callable[[Tensor, _Block], Tensor],
+) -> Tensor:
+    """Apply a function to each block of (batch, channels, positions); 0 where there is none."""
+    positions = values.size(2)
+    if len(blocks) == 1 and blocks[0].positions == positions:
+        return function(values, blocks[0])
+    full = all(n == positions for n in lengths)
+    out = (values.new_empty if full else values.new_zeros)(values.shape)
+    for block in blocks:
+        block.cut(out).copy_(function(block.cut(values), block))
+    return out
+
+
+def _shift(
+    values: Tensor, block: _Block, steps: dict[int, tuple[int, ...]], back: bool = False
+) -> Tensor:
+    """Shift each channel of a block circularly inside its row's length, or back again."""
+    chosen = [steps[n][block.channels] for n in block.lengths or (block.positions,)]
+    most = max(map(max, chosen))
+    if most == 0:
+        return values
+    table = torch.stack([_on_device(row, values.device) for row in chosen])
+    if block.lengths is None:
+        # a row with its end before it, or its beginning after it, holds each shift of itself as a
+        # window: one window is copied for each row and channel, without an index for each number
+        channels = torch.arange(values.size(1), device=values.device)
+        if back:
+            line, first = torch.cat([values, values[..., :most]], dim=2), table[0]
+        else:
+            line, first = torch.cat([values[..., -most:], values], dim=2), most - table[0]
+        return line.unfold(2, block.positions, 1)[:, channels, first]
+    places = torch.arange(block.positions, device=values.device)
+    source = places + table.unsqueeze(2) if back else places - table.unsqueeze(2)
+    return values.gather(2, source.remainder_(block.counts(values.device).clamp_(min=1)))
+
+
+def _sort(values: Tensor, group_size: int | str, descending: bool) -> tuple[Tensor, Tensor]:
+    """Sort groups of consecutive positions; also return what :func:`_unsort` needs."""
+    positions = values.size(2)
+    group = positions if group_size == FULL else min(group_size, positions)
+    if group == 2:
+        even = positions // 2 * 2
+        swap = _out_of_order(values[..., 0:even:2], values[..., 1:even:2], descending)
+        return _swap_pairs(values, swap), swap
+    grouped = _groups(values, group, math.nan)
+    if group <= LARGEST_NETWORK:
+        ordered, places = _sort_by_exchanges(grouped, descending)
+    else:
+        keys = -grouped if descending else grouped
+        places = keys.sort(dim=3, stable=True).indices
+        ordered = grouped.gather(3, places)
+        places = places.to(_smallest_integer(group))
+    return ordered.flatten(2)[..., :positions].contiguous(), places
+
+
+def _unsort(grad: Tensor, places: Tensor) -> Tensor:
+    """Undo :func:`_sort`."""
+    if places.dtype == torch.bool:
+        return _swap_pairs(grad, places)
+    grouped = _groups(grad, places.size(3), 0.0)
+    # a plain write: within a group no two places are the same
+    unsorted = torch.empty_like(grouped).scatter_(3, places.long(), grouped)
+    return unsorted.flatten(2)[..., : grad.size(2)].contiguous()
 
 
 def _out_of_order(first: Tensor, second: Tensor, descending: bool) -> Tensor:
@@ -347,12 +433,6 @@ def _out_of_order(first: Tensor, second: Tensor, descending: bool) -> Tensor:
     kept = first >= second if descending else first <= second
     # kept is false when either is NaN; only a NaN in front of a number moves
     return kept.logical_not_().logical_and_(second == second)
-
-
-def _sort_pairs(values: Tensor, descending: bool) -> tuple[Tensor, Tensor]:
-    even = values.size(2) // 2 * 2
-    swap = _out_of_order(values[..., 0:even:2], values[..., 1:even:2], descending)
-    return _swap_pairs(values, swap), swap
 
 
 def _swap_pairs(values: Tensor, swap: Tensor) -> Tensor:
@@ -393,18 +473,6 @@ def _groups(values: Tensor, group: int, fill: float) -> Tensor:
     return values.unflatten(2, (-1, group))
 
 
-def _sort_groups(values: Tensor, group: int, descending: bool) -> tuple[Tensor, Tensor]:
-    grouped = _groups(values, group, math.nan)
-    if group <= LARGEST_NETWORK:
-        ordered, places = _sort_by_exchanges(grouped, descending)
-    else:
-        keys = -grouped if descending else grouped
-        places = keys.sort(dim=3, stable=True).indices
-        ordered = grouped.gather(3, places)
-        places = places.to(_smallest_integer(group))
-    return ordered.flatten(2)[..., : values.size(2)].contiguous(), places
-
-
 def _sort_by_exchanges(grouped: Tensor, descending: bool) -> tuple[Tensor, Tensor]:
     """Odd-even transposition sort: only neighbours are exchanged, so it is stable."""
     group = grouped.size(3)
@@ -416,13 +484,6 @@ def _sort_by_exchanges(grouped: Tensor, descending: bool) -> tuple[Tensor, Tenso
             for lane in (columns, places):
                 lane[k : k + 2] = _exchange((lane[k], lane[k + 1]), swap)
     return torch.stack(columns, dim=3), torch.stack(places, dim=3)
-
-
-def _unsort_groups(grad: Tensor, places: Tensor) -> Tensor:
-    grouped = _groups(grad, places.size(3), 0.0)
-    # a plain write: within a group no two places are the same
-    unsorted = torch.empty_like(grouped).scatter_(3, places.long(), grouped)
-    return unsorted.flatten(2)[..., : grad.size(2)].contiguous()
 
 
 def _smallest_integer(count: int) -> torch.dtype:

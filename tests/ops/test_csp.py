@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fairseq_csp.ops import csp
 from fairseq_csp.ops.csp import (
     ORDERS,
     SHIFTS,
@@ -117,9 +118,21 @@ def test_steps_reach_every_scale_over_all_layers():
     assert 3800 < steps[-1] < 4000
 
 
-@settings(max_examples=300, deadline=None)
+@pytest.fixture(params=["large blocks", "small blocks", "one block, as on a GPU"])
+def blocks(request, monkeypatch):
+    if request.param == "small blocks":
+        monkeypatch.setattr(csp, "BLOCK", 7)
+    elif request.param == "one block, as on a GPU":
+        monkeypatch.setattr(csp, "_blocks", csp._one_block)
+
+
+@settings(
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(data=st.data())
-def test_equals_naive_loop(data):
+def test_equals_naive_loop(blocks, data):
     positions = data.draw(st.sampled_from([1, 2, 3, 5, 8, 9, 12, 31]))
     batch = data.draw(st.integers(1, 3))
     options = {
