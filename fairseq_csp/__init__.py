@@ -7,6 +7,7 @@ import argparse
 
 import torch
 
+import fairseq_csp.checkpoints
 import fairseq_csp.criterions.lra_cross_entropy
 import fairseq_csp.models.architectures
 import fairseq_csp.optim.linear_decay

@@ -19,14 +19,14 @@ SMALL = [
 # fmt: on
 
 
-def start(*command):
+def start(*command, **environment):
     return subprocess.Popen(
         [str(word) for word in command],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         cwd=ROOT,
-        env=ENVIRONMENT,
+        env={**ENVIRONMENT, **environment},
     )
 
 

@@ -1,0 +1,114 @@
+"""Checkpoints that outlive a kill and a full disk, and runs that resume from them.
+
+What fairseq 0.12 does instead: of the files of one save it writes the first under a temporary name
+and copies it onto the others in place, so that a kill leaves half a ``checkpoint_last.pt``; on a
+resumption it sends the checkpoint to other processes as a pickle, which torch refuses to read; and
+it trains a run that has had all its updates for one more.
+"""
+
+import contextlib
+import io
+import logging
+import os
+from pathlib import Path
+
+import torch
+from fairseq import checkpoint_utils
+from fairseq.dataclass.configs import CheckpointConfig
+from fairseq.file_io import PathManager
+from fairseq.trainer import Trainer
+
+from fairseq_csp.errors import UserError
+
+logger = logging.getLogger(__name__)
+_load_checkpoint = checkpoint_utils.load_checkpoint
+
+
+def write_whole(path: str, content: bytes | memoryview) -> None:
+    """Write a file so that at every moment all of the old or all of the new one is there.
+
+    Args:
+        path: where; ``path + ".tmp"`` is written first.
+        content: all of it.
+
+    Raises:
+        UserError: it cannot be written; what was there is as it was.
+    """
+    temporary = path + ".tmp"
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.remove(temporary)
+        raise UserError(
+            f"{path} could not be written ({error.strerror}); the checkpoints before it are whole: "
+            f"make room for {len(content) / 2**20:.1f} MiB, then the same command goes on from "
+            "the last one"
+        ) from error
+
+
+def save(state: dict, path: str, async_write: bool = False) -> None:
+    """Write a checkpoint; in the place of fairseq's ``torch_persistent_save``.
+
+    Args:
+        state: what to write.
+        path: where.
+        async_write: passed by fairseq; writing waits all the same.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    content = io.BytesIO()
+    torch.save(state, content)
+    write_whole(path, content.getbuffer())
+
+
+def copy(source: str, path: str, overwrite: bool = False) -> bool:
+    """Copy a checkpoint; in the place of fairseq's ``PathManager.copy``.
+
+    Args:
+        source: what to copy.
+        path: where.
+        overwrite: passed by fairseq, which always means it.
+
+    Returns:
+        True.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    write_whole(path, Path(source).read_bytes())
+    return True
+
+
+def load(cfg: CheckpointConfig, trainer: Trainer, **arguments: object) -> tuple:
+    """Resume a run; in the place of fairseq's ``load_checkpoint``.
+
+    Args:
+        cfg: flags of checkpoints.
+        trainer: what to resume.
+        arguments: for the iterator of the training data.
+
+    Returns:
+        What the checkpoint holds beside the trainer's state, and the iterator.
+
+    Raises:
+        SystemExit: with status 0, where the run has had all its updates.
+    """
+    # each process reads the file itself: torch refuses the pickle that fairseq would send
+    cfg.load_checkpoint_on_all_dp_ranks = True
+    loaded = _load_checkpoint(cfg, trainer, **arguments)
+    updates, most = trainer.get_num_updates(), trainer.cfg.optimization.max_update
+    if 0 < most <= updates:
+        logger.info(f"{cfg.save_dir} has had {updates:,} of {most:,} updates: nothing is left")
+        raise SystemExit(0)
+    return loaded
+
+
+checkpoint_utils.torch_persistent_save = save
+checkpoint_utils.load_checkpoint = load
+PathManager.copy = staticmethod(copy)
