@@ -22,6 +22,8 @@ ROOT = Path(__file__).resolve().parent.parent
 MODELS = ("transformer", "mega", "lstm", "flash")
 PRESETS = ("paper", "mega", "demo")
 DEFAULT = "default"
+# at least so often a run keeps what it has
+EXAMPLES_A_CHECKPOINT = 64_000
 
 
 @dataclass(frozen=True)
@@ -184,6 +186,8 @@ def flags(model: str, dataset: str, preset: str = "paper", attention: str = DEFA
         "batch-size": values.batch,
         "update-freq": values.accumulate,
         "best-checkpoint-metric": "accuracy",
+        "save-interval-updates": EXAMPLES_A_CHECKPOINT // (values.batch * values.accumulate),
+        "keep-interval-updates": 1,
     }
     if attention != DEFAULT:
         named["attention"] = attention

@@ -3,17 +3,23 @@
 python -m fairseq_csp.train_lra model_name=mega dataset_name=listops preset=demo
 """
 
+import contextlib
+import ctypes
+import fcntl
 import json
 import logging
 import os
 import platform
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import TextIO
 
 import torch
 
@@ -61,14 +67,15 @@ def main(words: list[str]) -> int:
         *("--log-file", str(run / "train.log")),
         *values,
     ]
-    _record(run, words, command)
     logger.info(shlex.join(command))
-    (run / RESULT).unlink(missing_ok=True)
-    status = subprocess.run(command).returncode
-    if status:
-        _write_result(run, {"exit_status": status})
-        return status
-    status = evaluate(data, run, _last(values, "--batch-size") or "32", "--cpu" in values)
+    with _reserved(run) as record:
+        _write_down(record, words, command)
+        (run / RESULT).unlink(missing_ok=True)
+        status = subprocess.run(command, preexec_fn=_end_with_parent).returncode
+        if status:
+            _write_result(run, {"exit_status": status})
+            return status
+        status = evaluate(data, run, _last(values, "--batch-size") or "32", "--cpu" in values)
     if not status:
         _say_result(data, run, values)
     return status
@@ -100,7 +107,7 @@ def _prepare(choice: Choice, data: Path) -> int:
     command = [sys.executable, "-m", "preprocess", choice.dataset_name, "--out", str(data)]
     if choice.preset == "demo":
         command.append("--demo")
-    return subprocess.run(command, cwd=ROOT).returncode
+    return subprocess.run(command, cwd=ROOT, preexec_fn=_end_with_parent).returncode
 
 
 def _training_flags(choice: Choice, gpus: int) -> list[str]:
@@ -161,26 +168,49 @@ def _run_directory(choice: Choice, values: list[str]) -> Path:
     return run
 
 
-def _record(run: Path, words: list[str], command: list[str]) -> None:
+@contextlib.contextmanager
+def _reserved(run: Path) -> Iterator[TextIO]:
+    """Open the record of a run; meanwhile no other process may train in its directory."""
+    with open(run / "command.jsonl", "a", encoding="utf-8") as record:
+        try:
+            fcntl.flock(record, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process trains in {run}: wait for it, or end it") from None
+        yield record
+
+
+_libc = ctypes.CDLL(None)
+
+
+def _end_with_parent() -> None:
+    """Have Linux end this process when its parent is killed, lest two write to one directory."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1
+        _libc.prctl(set_parent_death_signal, signal.SIGKILL)
+
+
+def _write_down(record: TextIO, words: list[str], command: list[str]) -> None:
     """Write down, a line each time a run is started or resumed, what it is made with."""
     git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
     try:
         revision = subprocess.run(git, capture_output=True, text=True).stdout.strip()
     except OSError:
         revision = ""
-    fairseq = "fairseq" if sys.version_info < (3, 11) else "fairseq-fixed"
+    # fairseq itself, or a repaired one
+    fairseq = metadata.packages_distributions()["fairseq"][0]
     made_with = {
         "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "words": words,
         "command": shlex.join(command),
+        "seed": int(_last(command, "--seed")),
         "revision": revision or None,
         "versions": {name: metadata.version(name) for name in ("torch", "numpy", fairseq)},
         "python": platform.python_version(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "gpus": [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())],
     }
-    with open(run / "command.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps(made_with) + "\n")
+    record.write(json.dumps(made_with) + "\n")
+    record.flush()
 
 
 def evaluate(data: Path, run: Path, batch_size: str, cpu: bool) -> int:

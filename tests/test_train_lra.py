@@ -1,8 +1,15 @@
-"""Where train_lra.sh keeps a run, which one it resumes, and how it shares an update out."""
+"""Where train_lra.sh keeps a run and what it writes down there, which run it resumes, and how it
+shares an update out.
+"""
 
+import json
+import subprocess
+import sys
+
+import psutil
 import pytest
 
-from fairseq_csp import train_lra
+from fairseq_csp import recipes, train_lra
 from fairseq_csp.errors import UserError
 from fairseq_csp.recipes import parse_words
 
@@ -40,6 +47,58 @@ def test_resume_takes_the_newest_run_of_the_same_set(root):
         assert run == root / "outputs" / name / "mega_lra_listop-csp" / "2026-01-03_00-00-00"
     with pytest.raises(UserError, match="no run in"):
         run_directory("resume=yes", "attention=default")
+
+
+def test_two_do_not_train_in_one_directory(tmp_path):
+    def reserve():
+        with train_lra._reserved(tmp_path):
+            pass
+
+    with (
+        train_lra._reserved(tmp_path),
+        pytest.raises(UserError, match="another process trains in"),
+    ):
+        reserve()
+    reserve()
+
+
+def test_a_start_is_written_down(tmp_path):
+    command = ["fairseq-train", "data", "--seed", "0", "--seed=7"]
+    for _ in range(2):
+        with train_lra._reserved(tmp_path) as record:
+            train_lra._write_down(record, CELL, command)
+    *_, start = map(json.loads, (tmp_path / "command.jsonl").read_text().splitlines())
+    assert start["seed"] == 7
+    assert start["words"] == CELL
+    installed = subprocess.run(
+        [sys.executable, "-m", "pip", "list", "--format", "json"], capture_output=True, text=True
+    )
+    installed = {entry["name"]: entry["version"] for entry in json.loads(installed.stdout)}
+    assert {"torch", "numpy"} < set(start["versions"])
+    assert set(start["versions"]) & {"fairseq", "fairseq-fixed"}
+    assert start["versions"].items() <= installed.items()
+    git = ["git", "-C", train_lra.ROOT, "describe", "--always", "--dirty"]
+    revision = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    assert start["revision"] == (revision or None)
+
+
+def test_the_training_ends_with_what_started_it():
+    code = (
+        "import subprocess, sys; from fairseq_csp.train_lra import _end_with_parent;"
+        "child = subprocess.Popen(['sleep', '600'], preexec_fn=_end_with_parent);"
+        "print(child.pid, flush=True); child.wait()"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    child = psutil.Process(int(parent.stdout.readline()))
+    parent.kill()
+    parent.wait()
+    child.wait(60)
+
+
+def test_a_run_keeps_what_it_has_every_64_000_examples():
+    values = recipes.flags("mega", "path-x")
+    assert values[values.index("--save-interval-updates") + 1] == "133"
+    assert values[values.index("--keep-interval-updates") + 1] == "1"
 
 
 @pytest.mark.parametrize(
