@@ -1,0 +1,24 @@
+"""matplotlib, which is needed for pictures only."""
+
+from types import ModuleType
+
+from fairseq_csp.errors import UserError
+
+
+def load_pyplot() -> ModuleType:
+    """Return ``matplotlib.pyplot``, drawing to files only.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+    except ModuleNotFoundError:
+        raise UserError(
+            "matplotlib is not installed, and the pictures need it: "
+            "pip install -c constraints.txt -e '.[plots]'"
+        ) from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot

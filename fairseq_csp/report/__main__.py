@@ -1,0 +1,65 @@
+"""Report on training runs: ``python -m fairseq_csp.report outputs --out report.html``."""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+import torch
+
+from fairseq_csp.errors import UserError
+from fairseq_csp.report.pages import markdown_report, write_html, write_markdown
+from fairseq_csp.report.runs import BEST, NOT_TESTED, Run, find_runs
+from fairseq_csp.train_lra import evaluate
+
+WRITERS = {".html": write_html, ".md": write_markdown}
+
+
+def main(arguments: list[str]) -> int:
+    """Read the runs and write the report; return the exit status.
+
+    Raises:
+        UserError: there is no run, or the report cannot be written.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m fairseq_csp.report", description="Report on training runs."
+    )
+    add = parser.add_argument
+    add("roots", nargs="+", type=Path, metavar="DIRECTORY", help="searched for runs, all levels")
+    add(
+        "--out", type=Path, help="report.html or report.md (default: Markdown tables on the screen)"
+    )
+    add("--test", action="store_true", help="test the best checkpoints that were not tested yet")
+    args = parser.parse_args(arguments)
+    if args.out is not None and args.out.suffix not in WRITERS:
+        raise UserError(f"--out is {args.out}: its name must end in {' or '.join(WRITERS)}")
+    runs = find_runs(args.roots)
+    if args.test:
+        for run in runs:
+            _test(run)
+        runs = find_runs(args.roots)
+    if args.out is None:
+        sys.stdout.write(markdown_report(runs))
+        return 0
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    WRITERS[args.out.suffix](runs, args.out)
+    return 0
+
+
+def _test(run: Run) -> None:
+    if run.status != NOT_TESTED or not (run.path / BEST).exists():
+        return
+    batch_size = run.settings["--batch-size"]
+    status = evaluate(
+        Path(run.data),
+        run.path,
+        batch_size if batch_size.isdecimal() else "32",
+        cpu=not torch.cuda.is_available(),
+    )
+    if status:
+        raise UserError(f"{run.path / BEST} could not be tested: the lines above tell why")
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+    sys.exit(main(sys.argv[1:]))

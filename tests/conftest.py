@@ -1,0 +1,36 @@
+"""One tiny training run, for the tests of what is made from runs."""
+
+import shutil
+
+import pytest
+from commands import generate_listops, train
+
+
+@pytest.fixture(scope="session")
+def tiny_listops(tmp_path_factory):
+    return generate_listops(tmp_path_factory.mktemp("data") / "listops-tiny")
+
+
+@pytest.fixture(scope="session")
+def updates():
+    """How many the tiny run has: an epoch of 8 and one of the next."""
+    return 9
+
+
+@pytest.fixture(scope="session")
+def trained_run(tiny_listops, updates, tmp_path_factory):
+    run = tmp_path_factory.mktemp("trained") / "seed-1"
+    run.mkdir()
+    train(
+        tiny_listops, run, "--max-update", updates, "--seed", "1", "--log-format", "simple",
+        "--log-file", run / "train.log", "--tensorboard-logdir", run / "tensorboard",
+        "--no-epoch-checkpoints",
+    )  # fmt: skip
+    return run
+
+
+@pytest.fixture
+def runs(trained_run, tmp_path):
+    """A directory with a copy of the trained run."""
+    shutil.copytree(trained_run, tmp_path / "runs" / "seed-1")
+    return tmp_path / "runs"

@@ -1,0 +1,202 @@
+"""The report on training runs, through its command."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+
+import pytest
+import torch
+from commands import ENVIRONMENT, ROOT, validate
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from fairseq_csp.errors import UserError
+from fairseq_csp.report.__main__ import main
+
+
+def table(text, title):
+    """The rows of a Markdown table, each by the names of its columns."""
+    section = text.partition(f"## {title}\n")[2].partition("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("|")]
+    head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [dict(zip(head, row, strict=True)) for row in rows]
+
+
+def report(capsys, *roots):
+    assert main([str(root) for root in roots]) == 0
+    return capsys.readouterr().out
+
+
+def another(runs, name, change=None, accuracy=None):
+    """A copy of the trained run with another configuration, as if it had been trained so."""
+    run = shutil.copytree(runs / "seed-1", runs / name)
+    for file in run.glob("checkpoint_*.pt"):
+        state = torch.load(file, weights_only=True)
+        for (group, key), value in (change or {}).items():
+            state["cfg"][group][key] = value
+        torch.save(state, file)
+    if accuracy is not None:
+        (run / "result.json").write_text(json.dumps({"exit_status": 0, "accuracy": accuracy}))
+    return run
+
+
+def test_a_run_is_reported_and_tested(tiny_listops, runs, updates, capsys):
+    (row,) = table(report(capsys, runs), "Runs")
+    assert row["status"] == "not tested"
+    log = (runs / "seed-1" / "train.log").read_text()
+
+    assert main([str(runs), "--test", "--out", str(runs / "made" / "report.md")]) == 0
+    text = (runs / "made" / "report.md").read_text()
+    (row,) = table(text, "Results")
+    best = validate(tiny_listops, runs / "seed-1" / "checkpoint_best.pt", "test")
+    assert row["test %"] == f"{float(best['test_accuracy']):.2f}"
+    # fairseq repeats lines in its log file
+    lines = dict.fromkeys(re.findall(r"'valid' subset .*", log))
+    accuracies = [float(re.search(r"accuracy ([\d.]+)", line)[1]) for line in lines]
+    assert len(accuracies) > 1
+    assert row["best valid %"] == f"{max(accuracies):.2f}"
+    assert row["parameters"] == re.search(r"num. trained: ([\d,]+)", log)[1]
+    assert (row["updates"], row["seeds"]) == (str(updates), "1")
+    assert (row["data set"], row["architecture"]) == ("listops-tiny", "mega_lra_listop")
+    assert table(text, "Runs")[0]["status"] == "finished"
+
+    assert (runs / "made" / "report" / "listops-tiny.png").stat().st_size > 10000
+    assert "](report/listops-tiny.png)" in text
+    with open(runs / "made" / "report" / "listops-tiny.csv", newline="") as lines:
+        points = list(csv.DictReader(lines))
+    assert [float(p["accuracy"]) for p in points if p["split"] == "valid"] == accuracies
+    assert [int(p["update"]) for p in points if p["split"] == "train"] == list(
+        range(1, updates + 1)
+    )
+
+
+def test_tokens_per_second_leave_validation_out(runs, updates, capsys):
+    state = torch.load(runs / "seed-1" / "checkpoint_last.pt", weights_only=True)
+    meters = {key: values for _, key, _, values in dict(state["extra_state"]["metrics"])["default"]}
+    # every training example once in 8 updates: the last update sees 8 of them again
+    assert meters["wpb"]["count"] == updates
+    expected = meters["wpb"]["sum"] / meters["train_wall"]["sum"]
+    (row,) = table(report(capsys, runs), "Results")
+    assert row["tokens/s"] == f"{expected:,.0f}"
+    assert meters["train_wall"]["sum"] < state["extra_state"]["previous_training_time"]
+
+
+def test_seeds_are_one_row_and_settings_are_not(runs, capsys):
+    accuracies = [30.0, 40.0, 41.0]
+    (runs / "seed-1" / "result.json").write_text('{"exit_status": 0, "accuracy": 30.0}')
+    for seed in (2, 3):
+        another(runs, f"seed-{seed}", {("common", "seed"): seed}, accuracies[seed - 1])
+    another(runs, "other", {("model", "csp_shift"): "linear"}, 20.0)
+    rows = {row["setting"]: row for row in table(report(capsys, runs), "Results")}
+    assert set(rows) == {"--csp-shift exponential", "--csp-shift linear"}
+    row = rows["--csp-shift exponential"]
+    assert row["seeds"] == "1, 2, 3"
+    assert row["test %"] == f"37.00 ± {statistics.stdev(accuracies):.2f}"
+    assert rows["--csp-shift linear"]["test %"] == "20.00"
+
+
+def test_a_seed_that_was_run_twice_counts_once(runs, capsys):
+    another(runs, "again", accuracy=50.0)
+    (row,) = table(report(capsys, runs), "Results")
+    assert (row["seeds"], row["test %"]) == ("1", "50.00")
+
+
+def test_runs_that_did_not_end_are_listed_as_such(runs, capsys):
+    crashed = runs / "crashed"
+    crashed.mkdir()
+    (crashed / "command.jsonl").write_text('{"started": "now", "machine": "m", "gpus": []}\n')
+    (crashed / "result.json").write_text('{"exit_status": 1}')
+    killed = another(runs, "killed")
+    (killed / "result.json").write_text('{"exit_status": -9}')
+    unfinished = another(runs, "unfinished", {("optimization", "max_update"): 100})
+    log = (unfinished / "train.log").read_text()
+    (unfinished / "train.log").write_text(log.replace("done training", ""))
+    damaged = runs / "damaged"
+    damaged.mkdir()
+    (damaged / "checkpoint_last.pt").write_bytes(b"PK\3\4 half a file")
+    (runs / "alone.log").write_text(log.partition("epoch 001")[0])
+
+    text = report(capsys, runs)
+    states = {row["run"].rpartition("/")[2]: row["status"] for row in table(text, "Runs")}
+    damage = states.pop("damaged")
+    assert states == {
+        "alone.log": "no update was logged",
+        "crashed": "crashed (exit status 1)",
+        "killed": "crashed (SIGKILL)",
+        "seed-1": "not tested",
+        "unfinished": "unfinished",
+    }
+    assert damage.startswith("checkpoint cannot be read")
+    # none of them counts
+    assert [row["seeds"] for row in table(text, "Results")] == ["1"]
+
+
+def test_a_run_without_a_log_is_read_from_its_checkpoint(runs, capsys):
+    (before,) = table(report(capsys, runs), "Results")
+    (runs / "seed-1" / "train.log").unlink()
+    (after,) = table(report(capsys, runs), "Results")
+    assert after == before
+
+
+def test_published_numbers_stand_beside_full_data_only(runs, capsys):
+    another(runs, "full", {("task", "data"): "/data/listops"})
+    rows = {row["data set"]: row for row in table(report(capsys, runs), "Results")}
+    assert rows["listops"]["published %"] == "63.14"
+    assert rows["listops-tiny"]["published %"] == ""
+
+
+def test_the_page_needs_nothing_else(runs, capsys):
+    another(runs, "<b>&", {("common", "seed"): 2})
+    page = runs / "report.html"
+    assert main([str(runs), "--out", str(page)]) == 0
+    text = page.read_text()
+    assert "<svg" in text
+    assert not re.search(r"\b(src|href)=\"(?!#)|<link|<script|@import|url\(\s*['\"]?http", text)
+    assert "&lt;b&gt;&amp;" in text
+    assert "<b>&" not in text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["{runs}/none"], "is no directory"),
+        (["{runs}/empty"], "there is no training run in"),
+        (["{runs}", "--out", "report.pdf"], "must end in .html or .md"),
+    ],
+)
+def test_mistakes_are_one_sentence(tmp_path, words, message):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=message):
+        main([word.format(runs=tmp_path) for word in words])
+
+
+def test_without_matplotlib_one_sentence_says_so(runs, tmp_path):
+    (tmp_path / "matplotlib.py").write_text("raise ModuleNotFoundError('No matplotlib')\n")
+    environment = ENVIRONMENT | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    command = [sys.executable, "-m", "fairseq_csp.report", runs, "--out", tmp_path / "r.html"]
+    answer = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert answer.returncode == 1
+    assert "matplotlib is not installed" in answer.stderr
+    assert "Traceback" not in answer.stderr
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_tensorboard_has_the_useful_scalars(trained_run, updates):
+    scalars = {}
+    for split in ("train_inner", "train", "valid"):
+        events = EventAccumulator(str(trained_run / "tensorboard" / split))
+        events.Reload()
+        scalars[split] = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
+    for name in ("loss", "accuracy", "lr", "gnorm", "wps"):
+        assert name in scalars["train_inner"]
+        assert name in scalars["train"]
+    assert {"loss", "accuracy"} <= set(scalars["valid"])
+    steps = [event.step for event in scalars["train_inner"]["loss"]]
+    assert steps == list(range(1, updates + 1))
+    log = (trained_run / "train.log").read_text()
+    (last,) = set(re.findall(rf"accuracy=([\d.]+), .*num_updates={updates},", log))
+    assert scalars["train_inner"]["accuracy"][-1].value == pytest.approx(float(last), abs=0.001)
