@@ -16,14 +16,15 @@ import sys
 from pathlib import Path
 
 import sentencepiece
-from fairseq.data import Dictionary, data_utils
+from fairseq.data import Dictionary
 from PIL import Image
 
 from fairseq_csp.data.pixels import load_labels, load_pixels
+from fairseq_csp.data.tokens import load_dictionary, load_tokens
 from fairseq_csp.errors import UserError
 from preprocess.summary import SPLITS
 from preprocess.text_format import DICTIONARY_FILE, LABEL_DIRECTORY
-from preprocess.tokenizers import SENTENCEPIECE_FILE
+from preprocess.tokenizers import SENTENCEPIECE_FILE, ByteTokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ def describe_text(directory: Path, split: str, index: int) -> str:
         UserError: the split is missing or has no such example.
     """
     label, _ = _example(directory / LABEL_DIRECTORY, split, index)
-    lines = [f"{directory} {split} {index}", f"label: {label[0]}"]
+    lines = [f"{directory} {split} {index}", f"label: {' '.join(label)}"]
     for side in ("src", "src1"):
         folder = directory / f"{side}-bin"
         if folder.is_dir():
@@ -98,8 +99,8 @@ def _example(folder: Path, split: str, index: int) -> tuple[list[str], Dictionar
     """Return the words of one sequence, without EOS, and the dictionary they come from."""
     if not (folder / DICTIONARY_FILE).is_file() or not (folder / f"{split}.idx").is_file():
         raise UserError(f"{folder} has no {DICTIONARY_FILE} or no {split}.idx")
-    dictionary = Dictionary.load(str(folder / DICTIONARY_FILE))
-    dataset = data_utils.load_indexed_dataset(str(folder / split), dictionary, "mmap")
+    dictionary = load_dictionary(str(folder / DICTIONARY_FILE))
+    dataset = load_tokens(str(folder / split), dictionary)
     _check_index(folder, split, index, len(dataset))
     ids = dataset[index].tolist()
     return [dictionary[i] for i in ids if i != dictionary.eos()], dictionary
@@ -112,11 +113,15 @@ def _check_index(directory: Path, split: str, index: int, size: int) -> None:
 
 def _text(words: list[str], dictionary: Dictionary, model: Path) -> str:
     if model.is_file():
-        return sentencepiece.SentencePieceProcessor(str(model)).decode(words)
+        try:
+            return sentencepiece.SentencePieceProcessor(str(model)).decode(words)
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"{model} is not a SentencePiece model ({error})") from error
     symbols = (word for word in dictionary.symbols if not word.startswith(("<", "madeupword")))
-    if not all(word.isdecimal() for word in symbols):
+    values = {symbol: value for value, symbol in enumerate(ByteTokenizer.symbols)}
+    if not all(word in values for word in symbols):
         return " ".join(words)
     # bytes; one that train lacks has lost its value
     unknown = "\N{REPLACEMENT CHARACTER}".encode()
-    parts = (bytes([int(word)]) if word.isdecimal() else unknown for word in words)
+    parts = (bytes([values[word]]) if word in values else unknown for word in words)
     return b"".join(parts).decode("utf-8", errors="replace")

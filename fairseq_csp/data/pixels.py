@@ -21,6 +21,7 @@ from fairseq.data import FairseqDataset
 from fairseq_csp.errors import UserError
 
 _PIXELS = {str(value).encode(): value for value in range(256)}
+_LABEL_DIGITS = 4
 
 
 class PixelDataset(FairseqDataset):
@@ -83,7 +84,10 @@ def load_pixels(directory: str | Path, split: str) -> np.ndarray:
     """
     path = _find(directory, "input", split, ".src")
     if path.suffix == ".npy":
-        return _open_array(path, np.uint8, dimensions=2)
+        array = _open_array(path, np.uint8, dimensions=2)
+        if not array.size:
+            raise UserError(f"{path} holds no images")
+        return array
     pixels = bytearray()
     lines = 0
     for line in read_pixel_lines(path):
@@ -131,12 +135,14 @@ def read_pixel_lines(path: Path) -> Iterator[bytes]:
                 pixels = bytes(map(_PIXELS.__getitem__, line.split()))
             except KeyError as error:
                 raise UserError(
-                    f"{path}, line {number}: {error.args[0].decode(errors='replace')!r} is not a "
-                    "whole number from 0 to 255"
+                    f"{path}, line {number}: {error.args[0][:40].decode(errors='replace')!r} is "
+                    "not a whole number from 0 to 255"
                 ) from error
             if width is None:
                 width = len(pixels)
-            if len(pixels) != width or not width:
+            if not pixels:
+                raise UserError(f"{path}, line {number}: the line is empty")
+            if len(pixels) != width:
                 raise UserError(
                     f"{path}, line {number}: {len(pixels)} pixels, the first line has {width}"
                 )
@@ -147,15 +153,15 @@ def read_label_lines(path: Path) -> Iterator[int]:
     """Yield the labels of a ``.label`` file.
 
     Raises:
-        UserError: a line is not a whole number.
+        UserError: a line is not a whole number, or one too large to be a class.
     """
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             word = line.strip()
-            if not word.isdigit():
+            if not word.isdigit() or len(word) > _LABEL_DIGITS:
                 raise UserError(
-                    f"{path}, line {number}: {word.decode(errors='replace')!r} is not a label, "
-                    "a whole number from 0"
+                    f"{path}, line {number}: {word[:40].decode(errors='replace')!r} is not a "
+                    f"label, a whole number of at most {_LABEL_DIGITS} digits"
                 )
             yield int(word)
 
@@ -166,13 +172,16 @@ def _find(directory: str | Path, kind: str, split: str, text_suffix: str) -> Pat
         path = stem.with_name(split + suffix)
         if path.is_file():
             return path
-    raise UserError(f"{stem}: there is neither {split}.npy nor {split}{text_suffix}")
+    raise UserError(
+        f"{stem}: there is neither {split}.npy nor {split}{text_suffix}: is {directory} the "
+        "prepared data of an image task? `python -m preprocess --help` tells how to prepare it"
+    )
 
 
 def _open_array(path: Path, dtype: type[np.generic], *, dimensions: int) -> np.ndarray:
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+        array = np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:  # a damaged header can fail in any way
         raise UserError(f"{path} is not a complete NumPy array file ({error})") from error
     if array.dtype != dtype or array.ndim != dimensions:
         raise UserError(

@@ -12,10 +12,10 @@ from fairseq.data import (
     PrependTokenDataset,
     RightPadDataset,
     TruncateDataset,
-    data_utils,
 )
 from fairseq.tasks import register_task
 
+from fairseq_csp.data.tokens import load_dictionary, load_tokens
 from fairseq_csp.errors import UserError
 from fairseq_csp.models.config import POOLINGS
 from fairseq_csp.tasks.lra import LRATask, LRATaskConfig
@@ -74,7 +74,7 @@ class LRATextTask(LRATask):
                     f"{path} is not there: is {cfg.data} the prepared data of a text task? "
                     "`python -m preprocess --help` tells how to prepare it"
                 )
-            dictionaries.append(Dictionary.load(path))
+            dictionaries.append(load_dictionary(path))
         task = cls(cfg, *dictionaries)
         logger.info(
             f"{cfg.data}: {len(task.dictionary)} symbols, {task.num_classes} classes, "
@@ -102,20 +102,32 @@ class LRATextTask(LRATask):
         self.datasets[split] = self.assemble(split, net_input, self._classes(split), sizes, source)
         logger.info(f"{split}: {len(sizes):,} examples, {sizes.mean():,.1f} symbols on average")
 
-    def _load(self, part: str, split: str, dictionary: Dictionary) -> FairseqDataset:
-        path = os.path.join(self.cfg.data, part, split)
-        dataset = data_utils.load_indexed_dataset(path, dictionary)
-        if dataset is None:
-            raise UserError(f"{path}.idx is not there: {self.cfg.data} has no split named {split}")
-        return dataset
-
     def _classes(self, split: str) -> np.ndarray:
-        labels = self._load("label-bin", split, self.label_dictionary)
+        labels = load_tokens(os.path.join(self.cfg.data, "label-bin", split))
         classes = np.fromiter((int(label[0]) for label in labels), np.int64, len(labels))
         return classes - self.label_dictionary.nspecial
 
+    def state_dict(self) -> dict:
+        """Return what a checkpoint keeps of the task, the symbols of the source among it."""
+        return {**super().state_dict(), "symbols": list(self.dictionary.symbols)}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Compare the dictionary with that of a checkpoint which is evaluated.
+
+        Raises:
+            UserError: it is another one. Published checkpoints do not tell theirs.
+        """
+        own, theirs = self.dictionary.symbols, state_dict.get("symbols", ())
+        for number, (symbol, other) in enumerate(zip(own, theirs, strict=False)):
+            if symbol != other:
+                raise UserError(
+                    f"{self.cfg.data} has another dictionary ({len(own):,} symbols) than the "
+                    f"checkpoint was trained with ({len(theirs):,}): symbol {number} is "
+                    f"{symbol!r} here and {other!r} there"
+                )
+
     def _source(self, part: str, split: str) -> tuple[FairseqDataset, FairseqDataset, np.ndarray]:
-        source = self._load(part, split, self.dictionary)
+        source = load_tokens(os.path.join(self.cfg.data, part, split), self.dictionary)
         if str(self.cfg.sen_rep_type) == "cls":
             source = PrependTokenDataset(source, self.cls)
         longer = int((np.asarray(source.sizes) > self.cfg.max_positions).sum())

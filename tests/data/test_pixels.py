@@ -86,7 +86,7 @@ def test_large_sets_cost_neither_memory_nor_time(tmp_path):
         ("1 -2\n", "line 1: '-2'"),
         ("1 2.0\n", "line 1: '2.0'"),
         ("1 2\n3\n", "line 2: 1 pixels, the first line has 2"),
-        ("1 2\n\n", "line 2: 0 pixels"),
+        ("1 2\n\n", "line 2: the line is empty"),
         ("", "holds no images"),
     ],
 )
