@@ -2,11 +2,14 @@
 
 import json
 import logging
+import math
 import os
+import sys
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from fairseq.criterions import FairseqCriterion
 from fairseq.data import (
     Dictionary,
     FairseqDataset,
@@ -20,6 +23,7 @@ from fairseq.data import (
 )
 from fairseq.dataclass import FairseqDataclass
 from fairseq.models import BaseFairseqModel
+from fairseq.optim import FairseqOptimizer
 from fairseq.tasks import FairseqTask
 from omegaconf import II, MISSING
 
@@ -44,6 +48,9 @@ class LRATask(FairseqTask):
     Attributes:
         documents: how many documents an example has, 1 or 2.
         num_classes: classes that the data has.
+
+    Raises:
+        UserError: the data directory is not there.
     """
 
     documents = 1
@@ -51,6 +58,12 @@ class LRATask(FairseqTask):
 
     def __init__(self, cfg: LRATaskConfig) -> None:
         super().__init__(cfg)
+        if not os.path.isdir(cfg.data):
+            raise UserError(
+                f"{cfg.data} is no directory: `python -m preprocess --help` tells how to prepare "
+                "data"
+            )
+        self._update, self._model = 0, None
         if _is_limited(cfg.data):
             logger.warning(
                 f"{cfg.data} is a limited or synthetic set (its summary.json says so): accuracies "
@@ -78,6 +91,59 @@ class LRATask(FairseqTask):
         """
         kwargs["required_batch_size_multiple"] = 1
         return super().get_batch_iterator(*args, **kwargs)
+
+    def train_step(
+        self,
+        sample: dict,
+        model: BaseFairseqModel,
+        criterion: FairseqCriterion,
+        optimizer: FairseqOptimizer,
+        update_num: int,
+        *args: object,
+        **kwargs: object,
+    ) -> tuple[torch.Tensor, int, dict]:
+        """Carry a batch forward and backward.
+
+        Raises:
+            UserError: the gradient of this update is not finite.
+        """
+        self._update, self._model = update_num + 1, model
+        if isinstance(sys.exc_info()[1], FloatingPointError):
+            # all workers have seen it, and fairseq begins to look for where it comes from
+            raise self._diverged("gradient")
+        return super().train_step(sample, model, criterion, optimizer, update_num, *args, **kwargs)
+
+    def reduce_metrics(self, logging_outputs: list[dict], criterion: FairseqCriterion) -> None:
+        """Log what the criterion makes of the outputs of all workers.
+
+        Raises:
+            UserError: the loss is not finite. It comes before a checkpoint is written, as fairseq
+                validates before it does.
+        """
+        super().reduce_metrics(logging_outputs, criterion)
+        if not math.isfinite(sum(float(log.get("loss", 0)) for log in logging_outputs)):
+            raise self._diverged("loss")
+
+    def state_dict(self) -> dict:
+        """Return what a checkpoint keeps of the task.
+
+        Raises:
+            UserError: a weight of the model is not finite, so that no checkpoint is to be written.
+        """
+        if self._model is not None and not all(
+            parameter.isfinite().all() for parameter in self._model.parameters()
+        ):
+            raise self._diverged("model")
+        return super().state_dict()
+
+    def _diverged(self, what: str) -> UserError:
+        if not self._update:
+            return UserError(f"the {what} is not finite: the checkpoint is one that diverged")
+        return UserError(
+            f"update {self._update}: the {what} is not finite; the training diverges and ends, "
+            "before a checkpoint is overwritten: lower --lr, lengthen --warmup-updates or lower "
+            "--clip-norm"
+        )
 
     def assemble(
         self,
@@ -148,7 +214,7 @@ def _is_limited(directory: str) -> bool:
     try:
         with open(os.path.join(directory, "summary.json"), encoding="utf-8") as file:
             return bool(json.load(file).get("limited"))
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return False
 
 
