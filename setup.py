@@ -16,7 +16,8 @@ setup(
         "scipy",
         "sentencepiece",
         "tensorboard",
-        "torch",
+        # that loads checkpoints weights-only
+        "torch>=2.6",
         "tqdm",
     ],
     extras_require={

@@ -1,4 +1,4 @@
-"""Checkpoints that outlive a kill and a full disk, and runs that resume from them.
+"""Checkpoints that outlive a kill and a full disk, and runs that resume from whole ones only.
 
 What fairseq 0.12 does instead: of the files of one save it writes the first under a temporary name
 and copies it onto the others in place, so that a kill leaves half a ``checkpoint_last.pt``; on a
@@ -10,6 +10,7 @@ import contextlib
 import io
 import logging
 import os
+import re
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from fairseq_csp.errors import UserError
 
 logger = logging.getLogger(__name__)
 _load_checkpoint = checkpoint_utils.load_checkpoint
+_read_checkpoint = checkpoint_utils.load_checkpoint_to_cpu
 
 
 def write_whole(path: str, content: bytes | memoryview) -> None:
@@ -85,6 +87,32 @@ def copy(source: str, path: str, overwrite: bool = False) -> bool:
     return True
 
 
+def read(path: str, *arguments: object, **options: object) -> dict:
+    """Read a checkpoint, weights only; in the place of fairseq's ``load_checkpoint_to_cpu``.
+
+    Args:
+        path: where.
+        arguments: as there.
+        options: as there.
+
+    Raises:
+        UserError: it could run code and is refused, or it is not a whole checkpoint.
+    """
+    try:
+        return _read_checkpoint(path, *arguments, **options)
+    except Exception as error:  # a damaged file can fail in any way
+        asked_for = re.search(r"GLOBAL (\S+)", str(error))
+        if asked_for:
+            raise UserError(
+                f"{path} is refused: it asks for {asked_for[1]}, but a checkpoint must hold "
+                "numbers and flags and nothing that could run code"
+            ) from error
+        raise UserError(
+            f"{path} is not a whole checkpoint of fairseq ({type(error).__name__}): it is cut "
+            "short or damaged, or of another program"
+        ) from error
+
+
 def load(cfg: CheckpointConfig, trainer: Trainer, **arguments: object) -> tuple:
     """Resume a run; in the place of fairseq's ``load_checkpoint``.
 
@@ -98,10 +126,27 @@ def load(cfg: CheckpointConfig, trainer: Trainer, **arguments: object) -> tuple:
 
     Raises:
         SystemExit: with status 0, where the run has had all its updates.
+        UserError: the checkpoint does not fit the flags.
     """
+    named = cfg.restore_file != "checkpoint_last.pt"
+    if named and not os.path.exists(cfg.restore_file):
+        raise UserError(f"--restore-file {cfg.restore_file} is not there")
+    starts_anew = cfg.reset_optimizer or cfg.finetune_from_model
+    trainer.get_model().optimizer_is_restored = not starts_anew
     # each process reads the file itself: torch refuses the pickle that fairseq would send
     cfg.load_checkpoint_on_all_dp_ranks = True
-    loaded = _load_checkpoint(cfg, trainer, **arguments)
+    try:
+        loaded = _load_checkpoint(cfg, trainer, **arguments)
+    except UserError:
+        raise
+    except Exception as error:
+        if isinstance(error.__context__, UserError):
+            # what the model says of the weights, of which fairseq tells less
+            raise error.__context__ from None
+        if isinstance(error, AssertionError | ValueError):
+            # about the flags
+            raise UserError(str(error)) from error
+        raise
     updates, most = trainer.get_num_updates(), trainer.cfg.optimization.max_update
     if 0 < most <= updates:
         logger.info(f"{cfg.save_dir} has had {updates:,} of {most:,} updates: nothing is left")
@@ -109,6 +154,7 @@ def load(cfg: CheckpointConfig, trainer: Trainer, **arguments: object) -> tuple:
     return loaded
 
 
+checkpoint_utils.load_checkpoint_to_cpu = read
 checkpoint_utils.torch_persistent_save = save
 checkpoint_utils.load_checkpoint = load
 PathManager.copy = staticmethod(copy)

@@ -71,7 +71,12 @@ class LRAModel(BaseFairseqModel):
         cfg: the model's configuration.
         dictionary: symbols of the source; None for images.
         documents: how many documents an example has, 1 or 2.
+
+    Attributes:
+        optimizer_is_restored: whether a checkpoint's optimizer state comes with its weights.
     """
+
+    optimizer_is_restored = False
 
     def __init__(self, cfg: LRAConfig, dictionary: Dictionary | None, documents: int = 1) -> None:
         super().__init__()
@@ -147,20 +152,59 @@ class LRAModel(BaseFairseqModel):
             vectors = self.classifier_activation(layer(vectors))
         return self.sentence_projection_layer(vectors)
 
+    def load_state_dict(
+        self, state_dict: dict[str, Tensor], *args: object, **kwargs: object
+    ) -> object:
+        """Load the weights of a checkpoint.
+
+        Raises:
+            UserError: they are those of another architecture or size.
+        """
+        try:
+            return super().load_state_dict(state_dict, *args, **kwargs)
+        except RuntimeError as error:
+            differences = _differences(state_dict, self.state_dict())
+            raise UserError(
+                f"the checkpoint does not fit the model: {differences[0]} ({len(differences):,} "
+                "such differences); give the data, --arch, --attention and sizes that it was "
+                "trained with, or another --save-dir to train anew"
+            ) from error
+
     def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> None:
-        """Drop, with one log line, attention weights that this model has no use for."""
+        """Drop, with one log line, attention weights that this model has no use for.
+
+        Raises:
+            UserError: their optimizer state would be restored.
+        """
         prefix = f"{name}." if name else ""
         dropped = sum(
             module.drop_dead_weights(state_dict, f"{prefix}{path}.")
             for path, module in self.named_modules()
             if hasattr(module, "drop_dead_weights")
         )
-        if dropped:
-            logger.info(
-                f"dropped {dropped:,} attention weights that {self.cfg.attention} lacks; where "
-                "their optimizer state is restored too, it fits no more: --reset-optimizer or "
-                "--finetune-from-model leave it out"
+        if dropped and self.optimizer_is_restored:
+            raise UserError(
+                f"the checkpoint has {dropped:,} attention weights that --attention "
+                f"{self.cfg.attention} lacks, so that its optimizer state does not fit: leave that "
+                "out with --reset-optimizer, or start from the weights alone with "
+                "--finetune-from-model"
             )
+        if dropped:
+            logger.info(f"dropped {dropped:,} attention weights that {self.cfg.attention} lacks")
+
+
+def _differences(loaded: dict[str, Tensor], own: dict[str, Tensor]) -> list[str]:
+    """Tell each parameter that a checkpoint has in another shape, lacks, or has too many."""
+    both = [name for name in own if name in loaded]
+    return [
+        *(
+            f"{name} has shape {tuple(loaded[name].shape)} there and {tuple(own[name].shape)} here"
+            for name in both
+            if loaded[name].shape != own[name].shape
+        ),
+        *(f"{name} is missing there" for name in own if name not in loaded),
+        *(f"{name} is unknown here" for name in loaded if name not in own),
+    ]
 
 
 def vector_dim(cfg: LRAConfig) -> int:
