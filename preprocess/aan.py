@@ -13,15 +13,16 @@ grow with the 2.8 GB of text.
 from __future__ import annotations
 
 import argparse
-import ast
+import codecs
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from fairseq_csp.errors import UserError
-from preprocess.archives import RawRelease
+from preprocess.archives import RawRelease, numbered_lines
 from preprocess.preparation import add_common_arguments, prepare, standin_source
 from preprocess.sources import DATA_SETS
 from preprocess.standin_text import topic_text
@@ -38,7 +39,6 @@ _FILES = {
     "new_aan_pairs.eval.tsv": "valid",
     "new_aan_pairs.test.tsv": "test",
 }
-_LONGEST_LINE = 64 << 20
 _LITERAL_LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1}
 
 Pair = tuple[str, int, bytes, bytes]
@@ -83,18 +83,16 @@ def read_pairs(release: RawRelease) -> Iterator[Pair]:
         lambda name: PurePosixPath(name).name in _FILES, "new_aan_pairs.{train,eval,test}.tsv"
     ):
         split = _FILES[PurePosixPath(name).name]
-        number = 0
-        while line := file.readline(_LONGEST_LINE):
-            number += 1
+        where = release.where(name)
+        for number, line in numbered_lines(file, where):
             try:
-                yield split, *_parse(line)
+                pair = _parse(line)
             except ValueError as error:
-                raise UserError(f"{release.where(name)}, line {number}: {error}") from error
+                raise UserError(f"{where}, line {number}: {error}") from error
+            yield split, *pair
 
 
 def _parse(line: bytes) -> tuple[int, bytes, bytes]:
-    if len(line) == _LONGEST_LINE:
-        raise ValueError("the line is longer than 64 MB")
     columns = line.decode("utf-8").rstrip("\r\n").split("\t")
     if len(columns) != 5:
         raise ValueError(f"{len(columns)} columns, expected label, two ids, two texts")
@@ -106,13 +104,13 @@ def _parse(line: bytes) -> tuple[int, bytes, bytes]:
 
 def _bytes_literal(text: str) -> bytes:
     """Read ``b'...'`` without evaluating anything."""
-    if text[:2] in ("b'", 'b"') and text[-1:] == text[1]:
-        try:
-            value = ast.literal_eval(text)
-        except (SyntaxError, ValueError, MemoryError, RecursionError):
-            value = None
-        if isinstance(value, bytes):
-            return value
+    quote, body = text[1:2], text[2:-1]
+    if len(text) > 2 and text[0] == "b" and quote in "'\"" and text[-1] == quote:
+        unescaped = body.replace("\\\\", "").replace(f"\\{quote}", "")
+        if quote not in unescaped and not unescaped.endswith("\\"):
+            # not bytes, or an escape that is cut short
+            with suppress(ValueError):
+                return codecs.escape_decode(body.encode("ascii"))[0]
     raise ValueError(f"{text[:40]!r}... is not a Python bytes literal")
 
 

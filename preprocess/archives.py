@@ -1,16 +1,21 @@
 """Raw releases read file by file: a directory, a tar archive of any compression, or a zip.
 
 Nothing is unpacked to disk and the kind is told from the content, not from the name. Archive
-members that are absolute, climb out of the archive, or are links or devices are refused.
+members that are absolute, climb out of the archive, or are links or devices are refused. What a
+small archive may unpack to is not bounded, so files are read by :func:`read_whole` and
+:func:`numbered_lines`, which are.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
+import itertools
 import lzma
 import os
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -23,8 +28,13 @@ from tqdm import tqdm
 
 from fairseq_csp.errors import UserError
 
-_DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError)
+_DAMAGED = (
+    *(tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, struct.error),
+    # numbers and names in headers that cannot be; what zipfile says of encrypted members
+    *(ValueError, OverflowError, MemoryError, RuntimeError),
+)
 _BLOCK = 1 << 20
+_LARGEST = 64 << 20
 
 
 class NothingFoundError(UserError):
@@ -168,7 +178,12 @@ class RawRelease:
 def _damage_told(path: Path) -> Iterator[None]:
     try:
         yield
-    except _DAMAGED as error:
+    except UserError:
+        raise
+    except (*_DAMAGED, OSError) as error:
+        # of the operating system's errors, those that come from a number in the archive
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise
         raise UserError(
             f"{path} cannot be read as a tar or zip archive ({error}); "
             "it is cut short or damaged: download it again"
@@ -188,6 +203,35 @@ class _CheckedFile(io.RawIOBase):
     def readinto(self, buffer: memoryview) -> int:
         with _damage_told(self._archive):
             return self._file.readinto(buffer)
+
+
+def read_whole(file: BinaryIO, where: str) -> bytes:
+    """Return the content of a file.
+
+    Raises:
+        UserError: it is larger than 64 MiB, as no file that is read whole should be.
+    """
+    content = file.read(_LARGEST + 1)
+    if len(content) > _LARGEST:
+        raise UserError(
+            f"{where} is larger than {_LARGEST >> 20} MiB; it is damaged or not genuine"
+        )
+    return content
+
+
+def numbered_lines(file: BinaryIO, where: str) -> Iterator[tuple[int, bytes]]:
+    """Yield the number, from 1, and the bytes of each line.
+
+    Raises:
+        UserError: a line is longer than 64 MiB.
+    """
+    for number in itertools.count(1):
+        line = file.readline(_LARGEST + 1)
+        if not line:
+            return
+        if len(line) > _LARGEST:
+            raise UserError(f"{where}, line {number}: it is longer than {_LARGEST >> 20} MiB")
+        yield number, line
 
 
 def sha256(path: Path) -> str:

@@ -14,7 +14,7 @@ Grey is ITU-R 601 luma, as PIL's mode `L` has it. A tenth of the training images
 from __future__ import annotations
 
 import argparse
-import codecs
+import io
 import pickle
 import re
 from functools import partial
@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from fairseq_csp.errors import UserError
-from preprocess.archives import RawRelease
+from preprocess.archives import RawRelease, read_whole
 from preprocess.image_format import ImageDatasetWriter
+from preprocess.png import read_png
 from preprocess.preparation import add_common_arguments, prepare, standin_source
 from preprocess.sources import DATA_SETS
 from preprocess.summary import Figures
@@ -102,7 +103,8 @@ def _read(release: RawRelease) -> dict[str, tuple[np.ndarray, np.ndarray]]:
             batches[pool].append((name, *read_batch(file, release.where(name))))
         else:
             pool, label = _PNG.search(name).groups()
-            photographs[pool].append((name, label, _read_png(file, release.where(name))))
+            image = read_png(file, SIDE, release.where(name)).convert("RGB").convert("L")
+            photographs[pool].append((name, label, np.asarray(image).reshape(1, -1)))
 
     if any(batches.values()) and any(photographs.values()):
         raise UserError(f"{release.path} has both batches and PNG files; give --raw one of them")
@@ -128,10 +130,13 @@ def read_batch(file: BinaryIO, where: str) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         UserError: the pickle holds anything but arrays and plain containers, or not a batch.
     """
+    content = io.BytesIO(read_whole(file, where))
     try:
-        batch = _PlainUnpickler(file, encoding="bytes").load()
-        colours = np.asarray(batch[b"data"], dtype=np.uint8).reshape(-1, 3, SIDE, SIDE)
-        labels = np.asarray(batch[b"labels"], dtype=np.int64)
+        batch = _PlainUnpickler(content, encoding="bytes").load()
+        colours = batch[b"data"].pixels().reshape(-1, 3, SIDE, SIDE)
+        if any(type(label) is not int for label in batch[b"labels"]):
+            raise UserError("a label is no whole number")
+        labels = np.array(batch[b"labels"], dtype=np.int64)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     except Exception as error:  # a damaged pickle can fail in any way
@@ -141,16 +146,36 @@ def read_batch(file: BinaryIO, where: str) -> tuple[np.ndarray, np.ndarray]:
     return to_grey(colours.transpose(0, 2, 3, 1)), labels
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """Loads numbers, strings, containers and NumPy arrays, and nothing that runs code."""
+class _Pickled:
+    """Keeps what a pickle says of a NumPy array or of its type, and makes nothing of it."""
 
-    _RECONSTRUCT = np.empty(0).__reduce__()[0]
+    def __init__(self, *arguments: object) -> None:
+        self._arguments = arguments
+
+    def __setstate__(self, state: tuple) -> None:
+        self._state = state
+
+    def pixels(self) -> np.ndarray:
+        """Return an array of bytes, uint8 (n,)."""
+        _, _, dtype, fortran, content = self._state
+        if dtype._arguments[0] not in ("u1", b"u1") or fortran:
+            raise UserError("the images are no bytes, row after row")
+        return np.frombuffer(content, np.uint8)
+
+
+class _PlainUnpickler(pickle._Unpickler):
+    """Loads numbers, strings, containers and NumPy arrays, and nothing that runs code.
+
+    The one in Python: that in C allocates as much memory as a pickle of a few bytes tells it to.
+    """
+
     _ALLOWED = {
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-        ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
-        ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
-        ("_codecs", "encode"): codecs.encode,
+        ("numpy", "ndarray"): _Pickled,
+        ("numpy", "dtype"): _Pickled,
+        ("numpy.core.multiarray", "_reconstruct"): _Pickled,
+        ("numpy._core.multiarray", "_reconstruct"): _Pickled,
+        # bytes, as Python 3 writes them for Python 2
+        ("_codecs", "encode"): lambda text, encoding: text.encode("latin1"),
     }
 
     def find_class(self, module: str, name: str) -> object:
@@ -165,17 +190,6 @@ def to_grey(colours: np.ndarray) -> np.ndarray:
     # one tall image, so that PIL is called once
     tall = Image.fromarray(np.ascontiguousarray(colours).reshape(-1, SIDE, 3), "RGB")
     return np.asarray(tall.convert("L")).reshape(-1, SIDE * SIDE)
-
-
-def _read_png(file: BinaryIO, where: str) -> np.ndarray:
-    try:
-        with Image.open(file) as image:
-            image.load()
-            if image.size != (SIDE, SIDE):
-                raise UserError(f"{where} has {image.size} pixels, expected {SIDE} x {SIDE}")
-            return np.asarray(image.convert("RGB").convert("L")).reshape(1, -1)
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise UserError(f"{where} is not a readable image ({error})") from error
 
 
 def write_demo(directory: Path, *, seed: int, limit: int | None = None) -> Figures:

@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from tqdm import tqdm
 
-from preprocess.archives import RawRelease
+from preprocess.archives import RawRelease, read_whole
 from preprocess.preparation import add_common_arguments, prepare, standin_source
 from preprocess.sources import DATA_SETS
 from preprocess.standin_text import topic_text
@@ -120,7 +120,8 @@ def read_reviews(release: RawRelease, holdout: float | None, seed: int) -> Revie
         number = stem.split("_")[0]
         # sorted by number the classes alternate, and the archive's order does not matter
         key = int(number) if number.isdecimal() else -1
-        found[split].append((key, ("neg", "pos").index(label), stem, file.read()))
+        text = read_whole(file, release.where(name))
+        found[split].append((key, ("neg", "pos").index(label), stem, text))
     reviews = {
         split: [(label, text) for _, label, _, text in sorted(items)]
         for split, items in found.items()

@@ -31,7 +31,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fairseq_csp.errors import UserError
-from preprocess.archives import RawRelease
+from preprocess.archives import RawRelease, numbered_lines
 from preprocess.parallel import ordered_map
 from preprocess.preparation import add_common_arguments, positive, prepare
 from preprocess.sources import DATA_SETS
@@ -132,16 +132,19 @@ def read_release(release: RawRelease, directory: Path, *, limit: int | None = No
             split = _RELEASE_FILES[PurePosixPath(name).name]
             if writer.examples(split):
                 raise UserError(f"{release.path} has more than one {PurePosixPath(name).name}")
-            for number, line in enumerate(itertools.islice(file, limit and limit + 1), start=1):
-                source, _, target = line.decode().rstrip("\r\n").partition("\t")
+            where = release.where(name)
+            lines = numbered_lines(file, where)
+            for number, line in itertools.islice(lines, limit and limit + 1):
+                text = line.decode(errors="replace").rstrip("\r\n")
+                source, _, target = text.partition("\t")
                 if number == 1:
                     if (source, target) != ("Source", "Target"):
-                        raise UserError(
-                            f"{release.where(name)}, line 1: expected the header Source TAB Target"
-                        )
+                        raise UserError(f"{where}, line 1: expected the header Source TAB Target")
                     continue
                 tokens = source.replace("(", " ").replace(")", " ").split()
                 try:
+                    if not tokens:
+                        raise ValueError("it is empty")
                     writer.add(
                         split,
                         DIGITS.index(target),
@@ -149,7 +152,7 @@ def read_release(release: RawRelease, directory: Path, *, limit: int | None = No
                     )
                 except (KeyError, ValueError) as error:
                     raise UserError(
-                        f"{release.where(name)}, line {number}: not a ListOps expression, TAB "
+                        f"{where}, line {number}: not a ListOps expression, TAB "
                         f"and a digit ({error})"
                     ) from error
         return writer.finish()

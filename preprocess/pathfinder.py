@@ -31,14 +31,15 @@ from tempfile import TemporaryFile
 from typing import BinaryIO, TypeVar
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm import tqdm
 
 from fairseq_csp.errors import UserError
-from preprocess.archives import RawRelease
+from preprocess.archives import RawRelease, read_whole
 from preprocess.image_format import ImageDatasetWriter
 from preprocess.parallel import ordered_map
 from preprocess.pathfinder_generator import Settings, generate
+from preprocess.png import read_png
 from preprocess.preparation import add_common_arguments, prepare, standin_source
 from preprocess.sources import DATA_SETS, DataSet
 from preprocess.summary import SPLITS, Figures
@@ -227,10 +228,11 @@ def _read_level(
                 if root not in levels:
                     spool = spools.enter_context(TemporaryFile(dir=directory))
                     levels[root] = _Level(spool)
+                where = release.where(name)
                 if image:
-                    yield root, image, release.where(name), file.read()
+                    yield root, image, where, read_whole(file, where)
                 else:
-                    levels[root].metadata[int(number)] = release.where(name), file.read()
+                    levels[root].metadata[int(number)] = where, read_whole(file, where)
 
         decode = partial(_decode, variant.settings.side)
         for decoded in ordered_map(decode, _chunks(encoded_images()), workers):
@@ -261,14 +263,8 @@ def _chunks(items: Iterator[Item]) -> Iterator[list[Item]]:
 def _decode(side: int, images: list[tuple[str, str, str, bytes]]) -> list[tuple[str, str, bytes]]:
     decoded = []
     for root, image, where, content in images:
-        try:
-            with Image.open(io.BytesIO(content)) as picture:
-                pixels = np.asarray(picture.convert("L"))
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
-            raise UserError(f"{where} is not a readable image ({error})") from error
-        if pixels.shape != (side, side):
-            raise UserError(f"{where} has {pixels.size} pixels, expected {side} x {side}")
-        decoded.append((root, image, pixels.tobytes()))
+        picture = read_png(io.BytesIO(content), side, where)
+        decoded.append((root, image, picture.convert("L").tobytes()))
     return decoded
 
 
