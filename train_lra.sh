@@ -5,7 +5,9 @@ ROOT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 
 command -v python3 >/dev/null || { echo "python3 (3.10 or newer) is needed" >&2; exit 1; }
 python3 "$ROOT/fairseq_csp/recipes.py" --words "$@" || exit
-case " $* " in *" --help "* | *" -h "*) exit ;; esac
+for word in "$@"; do
+    case $word in --help | -h) exit ;; esac
+done
 # shellcheck source-path=SCRIPTDIR source=environment.sh
 . "$ROOT/environment.sh"
 find_or_make_environment ""
