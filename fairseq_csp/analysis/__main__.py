@@ -1,0 +1,97 @@
+"""Pictures of what the mechanism does: maps, collapse, reach; each with its numbers as CSV."""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from fairseq_csp.analysis import collapse, maps, reach
+from fairseq_csp.errors import UserError
+from fairseq_csp.ops.csp import FULL, ORDERS
+
+
+def _group_size(text: str) -> int | str:
+    return text if text == FULL else int(text)
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(word) for word in text.split(",")]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m fairseq_csp.analysis", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def command(name: str, text: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(
+            name,
+            help=text,
+            description=text,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+        made.add_argument(
+            "--out", type=Path, default=Path(f"{name}.png"), help="the picture (.png)"
+        )
+        return made
+
+    add = command("maps", "attention maps of trained models on one input").add_argument
+    add("checkpoints", nargs="+", type=Path, metavar="CHECKPOINT", help="checkpoints to compare")
+    add("--data", type=Path, help="the prepared data, where it is not where it was in training")
+    add("--split", default="test", help="split of the input")
+    add("--longest", type=int, default=64, help="take the first input of at most so many positions")
+    add("--example", type=int, help="take this input instead")
+    add("--layers", type=_numbers, metavar="N,N,...", help="layers, from 0 (first, middle, last)")
+    add("--channels", type=_numbers, metavar="N,N,...", help="channels or heads (three of them)")
+
+    add = command("collapse", "how alike the rows become in deep random stacks").add_argument
+    add("--positions", type=int, default=256, help="length of the row")
+    add("--channels", type=int, default=128, help="channels")
+    add("--depth", type=int, default=64, help="layers")
+    add("--seeds", type=int, default=5, help="how many seeds")
+
+    add = command("reach", "how far a value can travel under each shift strategy").add_argument
+    add("--positions", type=int, default=2000, help="length of the row")
+    add("--channels", type=int, default=160, help="channels of a layer")
+    add("--layers", type=int, default=6, help="layers")
+    add("--group-size", type=_group_size, default=2, help="positions sorted together, or full")
+    add("--order", choices=ORDERS, default=ORDERS[0], help="which step comes first")
+    return parser
+
+
+def main(arguments: list[str]) -> int:
+    """Draw what was asked for and return the exit status.
+
+    Raises:
+        UserError: it cannot be drawn.
+    """
+    args = _parser().parse_args(arguments)
+    if args.out.suffix != ".png":
+        raise UserError(f"--out is {args.out}: its name must end in .png")
+    if args.command == "maps":
+        maps.draw(
+            args.out,
+            args.checkpoints,
+            args.data,
+            args.split,
+            args.longest,
+            args.example,
+            args.layers,
+            args.channels,
+        )
+    elif args.command == "collapse":
+        if args.channels % collapse.HEADS:
+            raise UserError(
+                f"--channels is {args.channels}: it must be a multiple of {collapse.HEADS} heads"
+            )
+        collapse.draw(args.out, args.positions, args.channels, args.depth, args.seeds)
+    else:
+        reach.draw(
+            args.out, args.positions, args.channels, args.layers, args.group_size, args.order
+        )
+    sys.stdout.write(f"{args.out}\n{args.out.with_suffix('.csv')}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,232 @@
+"""The attention maps of a trained model on one input.
+
+CSP's are those that it implies: one permutation matrix a channel, which depends on the input
+through the sorting.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from fairseq import checkpoint_utils
+from torch import Tensor, nn
+
+from fairseq_csp.analysis.output import save
+from fairseq_csp.errors import UserError
+from fairseq_csp.modules.attention import AttentionFunction
+from fairseq_csp.modules.attention.csp import CSPAttention
+from fairseq_csp.modules.transformer_layer import SelfAttention
+from fairseq_csp.ops.csp import permutation_matrix
+from fairseq_csp.plots import load_pyplot
+
+# entries of all permutation matrices of a layer, 4 GiB while they are made
+MOST_ENTRIES = 1 << 29
+
+
+@dataclass(frozen=True)
+class LayerMaps:
+    """What one layer's attention did with one input.
+
+    Attributes:
+        kind: ``channel`` or ``head``; empty where all channels share one map.
+        weights: (maps, positions, positions): entry [m, i, j] is the weight of position j in the
+            output's position i.
+    """
+
+    kind: str
+    weights: Tensor
+
+
+def load(checkpoint: Path, data: Path | None) -> tuple[nn.Module, object]:
+    """Return the model of a checkpoint and its task.
+
+    Args:
+        checkpoint: written by fairseq-train.
+        data: directory of the prepared data; where the model was trained from when None.
+
+    Raises:
+        UserError: there is no such checkpoint.
+    """
+    if not checkpoint.exists():
+        raise UserError(f"{checkpoint} is not there: name a checkpoint of a training run")
+    overrides = {"data": str(data)} if data else {}
+    models, _, task = checkpoint_utils.load_model_ensemble_and_task([str(checkpoint)], overrides)
+    return models[0].eval(), task
+
+
+def example(task: object, split: str, longest: int, number: int | None) -> tuple[int, dict]:
+    """Return an example of a split as a batch of one.
+
+    Args:
+        task: a task of this package.
+        split: name of the split.
+        longest: without a number, the first example of at most so many positions is taken.
+        number: which example.
+
+    Raises:
+        UserError: the split has none such.
+    """
+    task.load_dataset(split)
+    dataset = task.dataset(split)
+    if number is None:
+        short = (k for k in range(len(dataset)) if dataset.num_tokens(k) <= longest)
+        number = next(short, None)
+        if number is None:
+            raise UserError(
+                f"no example of {split} has at most {longest} positions: raise --longest"
+            )
+    if number >= len(dataset):
+        raise UserError(f"--example is {number}, but {split} has {len(dataset)} examples")
+    return number, dataset.collater([dataset[number]])
+
+
+@torch.no_grad()
+def attention_maps(model: nn.Module, sample: dict) -> list[LayerMaps]:
+    """Return the attention maps of every layer.
+
+    Of a pair of documents those of the second; where attention stays in chunks, of the first chunk.
+
+    Args:
+        model: an LRA model in evaluation mode.
+        sample: a batch of one example.
+
+    Raises:
+        UserError: the model has no attention, or its input is too long.
+    """
+    calls: list[tuple[nn.Module, tuple]] = []
+    hooks = [
+        module.register_forward_pre_hook(lambda module, inputs: calls.append((module, inputs)))
+        for module in model.modules()
+        if isinstance(module, AttentionFunction | SelfAttention)
+    ]
+    model(**sample["net_input"])
+    for hook in hooks:
+        hook.remove()
+    if not calls:
+        raise UserError("the model has no attention function, so there is no map to draw")
+    return [_maps(module, inputs) for module, inputs in calls[: model.cfg.encoder_layers]]
+
+
+def _maps(module: nn.Module, inputs: tuple) -> LayerMaps:
+    if isinstance(module, SelfAttention):
+        # fairseq gives the mean of the heads only
+        x = inputs[0][:, 0]
+        queries, keys = (
+            project(x).unflatten(1, (module.num_heads, -1)).transpose(0, 1)
+            for project in (module.q_proj, module.k_proj)
+        )
+        return LayerMaps("head", (module.scaling * queries @ keys.transpose(1, 2)).softmax(2))
+    values, rows, *others = inputs
+    _, channels, positions = values.shape
+    if isinstance(module, CSPAttention):
+        if channels * positions**2 > MOST_ENTRIES:
+            raise UserError(
+                f"the maps of {channels} channels of {positions:,} positions take too much memory: "
+                "choose a shorter input with --longest or --example"
+            )
+        options = module.options
+        maps = permutation_matrix(
+            values.transpose(1, 2),
+            rows.host,
+            layer=options.layer,
+            num_layers=options.num_layers,
+            shift=options.csp_shift,
+            group_size=options.csp_group_size,
+            order=options.csp_order,
+            descending=options.csp_descending,
+        )
+        return LayerMaps("channel", maps[0])
+    # the weights do not depend on the values: those of a unit matrix are the map itself
+    unit = torch.eye(positions, dtype=values.dtype).expand(len(values), -1, -1)
+    return LayerMaps("", module(unit, rows, *others)[:1].transpose(1, 2))
+
+
+def chosen(maps: LayerMaps, numbers: Sequence[int] | None) -> Iterator[tuple[str, Tensor]]:
+    """Yield names and maps (positions, positions): some of a layer, then the mean of all.
+
+    Args:
+        maps: of one layer.
+        numbers: which; three spread over all when None. A layer with one map has just that.
+
+    Raises:
+        UserError: there is no map of such a number.
+    """
+    count = len(maps.weights)
+    if count == 1:
+        yield "all channels", maps.weights[0]
+        return
+    for number in numbers if numbers is not None else (0, count // 2, count - 1):
+        if not 0 <= number < count:
+            raise UserError(f"there is no {maps.kind} {number}: they are 0 to {count - 1}")
+        yield f"{maps.kind} {number}", maps.weights[number]
+    yield f"mean of {count} {maps.kind}s", maps.weights.mean(0)
+
+
+def draw(
+    file: Path,
+    checkpoints: Sequence[Path],
+    data: Path | None,
+    split: str,
+    longest: int,
+    number: int | None,
+    layers: Sequence[int] | None,
+    channels: Sequence[int] | None,
+) -> None:
+    """Draw maps of the same input side by side: a line a layer, models beside each other.
+
+    Args:
+        file: name of the picture (PNG); the weights go beside it as CSV, zeros left out.
+        checkpoints: of one or several models.
+        data: see :func:`load`.
+        split: see :func:`example`.
+        longest: see :func:`example`.
+        number: see :func:`example`.
+        layers: which layers, from 0; the first, the middle and the last when None.
+        channels: which channels or heads; see :func:`chosen`.
+
+    Raises:
+        UserError: something asked for is not there, or matplotlib is not.
+    """
+    pyplot = load_pyplot()
+    columns: dict[tuple[str, str], dict[int, Tensor]] = {}
+    for checkpoint in checkpoints:
+        model, task = load(checkpoint, data)
+        number, sample = example(task, split, longest, number)
+        maps = attention_maps(model, sample)
+        if layers is None:
+            layers = sorted({0, len(maps) // 2, len(maps) - 1})
+        for layer in layers:
+            if not 0 <= layer < len(maps):
+                raise UserError(f"there is no layer {layer}: they are 0 to {len(maps) - 1}")
+            for name, weights in chosen(maps[layer], channels if maps[layer].kind else None):
+                columns.setdefault((_label(model), name), {})[layer] = weights
+    figure, panels = pyplot.subplots(
+        len(layers),
+        len(columns),
+        figsize=(2.3 * len(columns), 2.6 * len(layers)),
+        squeeze=False,
+        layout="constrained",
+    )
+    records = []
+    for across, ((label, name), found) in enumerate(columns.items()):
+        for down, layer in enumerate(layers):
+            panel, weights = panels[down, across], found[layer]
+            panel.imshow(weights.numpy(), cmap="Greys", vmin=0, interpolation="nearest")
+            panel.set_title(f"{label}\n{name}, max {weights.max():.2g}", fontsize="x-small")
+            panel.tick_params(labelsize="xx-small")
+            for at in weights.nonzero().tolist():
+                records.append([label, layer, name, *at, f"{weights[tuple(at)]:.6g}"])
+    for down, layer in enumerate(layers):
+        panels[down, 0].set_ylabel(f"layer {layer}: output position", fontsize="x-small")
+    for panel in panels[-1]:
+        panel.set_xlabel("input position", fontsize="x-small")
+    head = ["model", "layer", "map", "output_position", "input_position", "weight"]
+    save(figure, head, records, file)
+    pyplot.close(figure)
+
+
+def _label(model: nn.Module) -> str:
+    cfg = model.cfg
+    own = "softmax" if cfg.layer_type == "transformer" else cfg.attention_activation_fn
+    return f"{cfg.layer_type} {cfg.attention or own}"

@@ -1,0 +1,64 @@
+"""The commands that draw what the mechanism does."""
+
+import csv
+
+import pytest
+
+from fairseq_csp.analysis.__main__ import main
+from fairseq_csp.errors import UserError
+
+
+def drawn(tmp_path, *words):
+    """The lines of the CSV beside the picture that a command draws."""
+    picture = tmp_path / "new" / "picture.png"
+    assert main([*map(str, words), "--out", str(picture)]) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert picture.stat().st_size > 10000
+    with open(picture.with_suffix(".csv"), newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def test_reach_is_drawn(tmp_path):
+    rows = drawn(tmp_path, "reach", "--positions", "64", "--channels", "8", "--layers", "3")
+    assert len(rows) == 9
+    last = {row["shift"]: int(row["positions_reached"]) for row in rows if row["layers"] == "3"}
+    assert last["none"] == 2
+    assert last["none"] < last["linear"] < last["exponential"]
+
+
+def test_collapse_is_drawn(tmp_path):
+    rows = drawn(
+        tmp_path, "collapse", "--positions", "16", "--channels", "8", "--depth", "2", "--seeds", "2"
+    )
+    # stacks, mixings, seeds, and the input before the layers
+    assert len(rows) == 3 * 3 * 2 * 3
+    assert all(0 <= float(row["residual_norm"]) <= 1 for row in rows)
+
+
+def test_maps_of_a_checkpoint_are_drawn(trained_run, tmp_path):
+    rows = drawn(
+        tmp_path, "maps", trained_run / "checkpoint_best.pt", "--longest", "40",
+        "--channels", "0,5", "--layers", "1",
+    )  # fmt: skip
+    assert {row["model"] for row in rows} == {"mega csp"}
+    assert {row["layer"] for row in rows} == {"1"}
+    one = [row for row in rows if row["map"] == "channel 5"]
+    assert {row["weight"] for row in one} == {"1"}
+    inputs = sorted(int(row["input_position"]) for row in one)
+    assert inputs == list(range(len(one)))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["reach", "--out", "picture.svg"], "must end in .png"),
+        (["collapse", "--channels", "10"], "multiple of 4 heads"),
+        (["maps", "{run}/none.pt"], "is not there"),
+        (["maps", "{run}/checkpoint_best.pt", "--longest", "2"], "raise --longest"),
+        (["maps", "{run}/checkpoint_best.pt", "--example", "99"], "has 21 examples"),
+        (["maps", "{run}/checkpoint_best.pt", "--layers", "7"], "no layer 7: they are 0 to 1"),
+    ],
+)
+def test_mistakes_are_one_sentence(trained_run, words, message):
+    with pytest.raises(UserError, match=message):
+        main([word.format(run=trained_run) for word in words])
