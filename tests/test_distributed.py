@@ -1,13 +1,14 @@
-"""Two processes on CPUs give what one gives with the doubled batch."""
+"""Two processes on CPUs give what one gives with the doubled batch, and end and resume together."""
 
+import re
+import signal
 import socket
 
 import pytest
+import torch
 from commands import generate_listops, logged, start, train, training_command
 
-# fmt: off
-PLAIN = ["--dropout", "0", "--attention-dropout", "0", "--max-update", "4"]
-# fmt: on
+PLAIN = ["--dropout", "0", "--attention-dropout", "0"]
 
 
 @pytest.fixture(scope="module")
@@ -16,38 +17,60 @@ def listops(tmp_path_factory):
     return generate_listops(tmp_path_factory.mktemp("data") / "listops", train_size=16)
 
 
-def free_port():
+def start_pair(listops, save_dir, *flags):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def test_two_processes_equal_one_with_the_doubled_batch(listops, tmp_path):
-    alone = train(listops, tmp_path / "alone", *PLAIN, "--batch-size", "16")
-    port = free_port()
-    processes = [
-        start(
-            *training_command(listops, tmp_path / "pair", *PLAIN, "--batch-size", "8"),
-            "--ddp-backend",
-            "legacy_ddp",
-            "--distributed-backend",
-            "gloo",
-            "--distributed-world-size",
-            "2",
-            "--distributed-no-spawn",
-            "--distributed-init-method",
-            f"tcp://127.0.0.1:{port}",
-            "--distributed-rank",
-            rank,
-        )  # fmt: skip
-        for rank in range(2)
+        port = probe.getsockname()[1]
+    both = [
+        *training_command(listops, save_dir, *PLAIN, "--batch-size", "8", *flags),
+        *("--ddp-backend", "legacy_ddp", "--distributed-backend", "gloo"),
+        *("--distributed-world-size", "2", "--distributed-no-spawn"),
+        *("--distributed-init-method", f"tcp://127.0.0.1:{port}"),
     ]
-    logs = [process.communicate(timeout=300)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(logs)
-    pair = logs[0]
+    return [start(*both, "--distributed-rank", rank) for rank in range(2)]
+
+
+def finish(pair):
+    logs = [process.communicate(timeout=300)[0] for process in pair]
+    assert [process.returncode for process in pair] == [0, 0], "\n".join(logs)
+    return logs[0]
+
+
+@pytest.fixture(scope="module")
+def whole(listops, tmp_path_factory):
+    """Directory and log of a pair that nothing interrupts."""
+    save_dir = tmp_path_factory.mktemp("pair")
+    return save_dir, finish(start_pair(listops, save_dir, "--max-update", "40"))
+
+
+def test_two_processes_equal_one_with_the_doubled_batch(listops, whole, tmp_path):
+    alone = train(listops, tmp_path, *PLAIN, "--batch-size", "16", "--max-update", "4")
     for tag, keys in (("train_inner", ("loss", "gnorm", "accuracy")), ("valid", ("valid_loss",))):
-        one, two = logged(alone, tag), logged(pair, tag)
+        one, two = logged(alone, tag), logged(whole[1], tag)[:4]
         assert len(one) == len(two) == 4
         for key in keys:
             expected = [float(entry[key]) for entry in one]
             assert [float(entry[key]) for entry in two] == pytest.approx(expected, abs=0.002)
+
+
+@pytest.mark.parametrize("killed", [1, pytest.param(0, marks=pytest.mark.slow)])
+def test_one_of_two_is_killed(listops, whole, tmp_path, killed):
+    """The other one ends with an error within a minute, and the pair resumes."""
+    pair = start_pair(listops, tmp_path, "--max-update", "40")
+    for line in pair[0].stdout:
+        if re.search(r"Saved checkpoint .*@ 2 updates", line):
+            break
+    pair[killed].kill()
+    pair[1 - killed].communicate(timeout=60)
+    assert pair[killed].wait() == -signal.SIGKILL
+    assert pair[1 - killed].returncode not in (0, -signal.SIGKILL)
+
+    resumed = finish(start_pair(listops, tmp_path, "--max-update", "40"))
+    steps = [step["num_updates"] for step in logged(resumed, "train_inner")]
+    assert "Loaded checkpoint" in resumed
+    assert 2 < int(steps[0]) <= int(steps[-1]) == 40
+    weights = [
+        torch.load(save_dir / "checkpoint_last.pt", weights_only=True)["model"]
+        for save_dir in (whole[0], tmp_path)
+    ]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
