@@ -12,6 +12,16 @@ from importlib.util import find_spec
 sys.exit(not all(find_spec(name) for name in sys.argv[1:]))' "$@") >/dev/null 2>&1
 }
 
+make_environment() { # INTERPRETER DIRECTORY EXTRA: a virtual environment with the package in it
+    local python=$2/bin/python
+    "$1" -m venv "$2"
+    if "$python" -c 'import sys; sys.exit(sys.version_info >= (3, 11))'; then
+        # fairseq 0.12.2 names its requirements in a way that later ones refuse
+        "$python" -m pip install --quiet 'pip<24.1'
+    fi
+    "$python" -m pip install --quiet --constraint "$ROOT/constraints.txt" --editable "$ROOT$3"
+}
+
 find_or_make_environment() {
     local extra=$1
     shift
@@ -26,10 +36,5 @@ find_or_make_environment() {
         return 1
     fi
     echo "Setting up $ROOT/.venv (once). fairseq is built from source, which takes about 4 minutes."
-    python3 -m venv "$ROOT/.venv"
-    if "$PYTHON" -c 'import sys; sys.exit(sys.version_info >= (3, 11))'; then
-        # fairseq 0.12.2 names its requirements in a way that later ones refuse
-        "$PYTHON" -m pip install --quiet 'pip<24.1'
-    fi
-    "$PYTHON" -m pip install --quiet --constraint "$ROOT/constraints.txt" --editable "$ROOT$extra"
+    make_environment python3 "$ROOT/.venv" "$extra"
 }
