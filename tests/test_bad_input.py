@@ -1,0 +1,401 @@
+"""Bad input ends in one clear sentence before training starts, and leaves nothing behind."""
+
+import shutil
+import struct
+import sys
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+from commands import ROOT, call, training_command
+from fairseq.trainer import Trainer
+from fairseq_cli import train as fairseq_train
+from fairseq_cli import validate as fairseq_validate
+from generated import write_images, write_text
+from running import TINY, TRAINING, logged, train
+
+from preprocess.__main__ import main as preprocess
+
+HEADER = 26  # bytes of an index before the lengths
+FLAGS = {
+    "text": ["--task", "lra-text", "--arch", "mega_lra_imdb"],
+    "pairs": ["--task", "lra-text", "--arch", "mega_lra_aan"],
+    "image": ["--task", "lra-image", "--arch", "mega_lra_pf32"],
+    "src": ["--task", "lra-image", "--arch", "mega_lra_pf32"],
+}
+
+
+@dataclass
+class Case:
+    """Input of one kind, what is done to its data, flags, and what the message must contain."""
+
+    name: str
+    kind: str
+    words: list[str]
+    damage: object = lambda data: None
+    flags: list[str] = field(default_factory=list)
+
+
+def write(path, content):
+    def damage(data):
+        (data / path).write_bytes(content)
+
+    return damage
+
+
+def cut(path, length):
+    def damage(data):
+        content = (data / path).read_bytes()
+        (data / path).write_bytes(content[:length])
+
+    return damage
+
+
+def overwrite(path, offset, content):
+    def damage(data):
+        whole = bytearray((data / path).read_bytes())
+        whole[offset : offset + len(content)] = content
+        (data / path).write_bytes(whole)
+
+    return damage
+
+
+def remove(path):
+    return lambda data: (data / path).unlink()
+
+
+def replace(path, other):
+    """Put files of another set in place of this one's."""
+
+    def damage(data):
+        for source in (data.parent / other).glob(f"{path}*"):
+            shutil.copy(source, data / path.rpartition("/")[0])
+
+    return damage
+
+
+def save(path, array):
+    return lambda data: np.save(data / path, array, allow_pickle=True)
+
+
+def npy_header(shape):
+    text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}}}".ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode()
+
+
+# fmt: off
+CASES = [
+    Case("no data", "text", ["dict.txt is not there", "python -m preprocess"],
+         shutil.rmtree),
+    Case("no images", "image", ["image is no directory", "python -m preprocess"],
+         shutil.rmtree),
+    Case("images for a text task", "text", ["is not there: is", "prepared data of a text task"],
+         lambda data: write_images(shutil.rmtree(data) or data)),
+    Case("texts for an image task", "image", ["neither valid.npy nor", "of an image task"],
+         lambda data: write_text(shutil.rmtree(data) or data)),
+    Case("the valid split is missing", "text", ["valid.idx is not there", "no split named valid"],
+         remove("src-bin/valid.idx")),
+    Case("the train split is missing", "text", ["train.idx is not there", "no split named train"],
+         remove("src-bin/train.idx")),
+    Case("tokens are missing", "text", ["train.bin is not there", "no split named train"],
+         remove("src-bin/train.bin")),
+    Case("images are missing", "image", ["neither train.npy nor train.src"],
+         remove("input/train.npy")),
+    Case("labels are missing", "image", ["label/train: there is neither train.npy nor"],
+         remove("label/train.npy")),
+
+    Case("tokens are cut short", "text", ["train.bin is 21 bytes long", "train.idx it must be"],
+         cut("src-bin/train.bin", 21)),
+    Case("no tokens", "text", ["train.bin is 0 bytes long", "damaged"],
+         cut("src-bin/train.bin", 0)),
+    Case("garbage tokens", "text", ["src-bin/train.bin: example 0 has symbol 4660", "17 symbols"],
+         overwrite("src-bin/train.bin", 4, b"\x34\x12" * 20)),
+    Case("the index is cut short", "text", ["train.idx is 60 bytes long", "12 examples"],
+         cut("src-bin/train.idx", 60)),
+    Case("the header is cut short", "text", ["train.idx is not an index", "cut short"],
+         cut("src-bin/train.idx", 20)),
+    Case("garbage index", "text", ["train.idx is not an index", "damaged"],
+         write("src-bin/train.idx", b"\x07garbage" * 40)),
+    Case("another version", "text", ["train.idx has a header that is unknown"],
+         overwrite("src-bin/train.idx", 9, b"\x02")),
+    Case("symbols that are no integers", "text", ["train.idx has a header that is unknown"],
+         overwrite("src-bin/train.idx", 17, b"\x06")),
+    Case("an index that claims too much", "text", ["header tells of 1,000,000,000,000,000 exa"],
+         overwrite("src-bin/train.idx", 18, struct.pack("<Q", 10**15))),
+    Case("garbage pointers", "text", ["train.idx is damaged", "do not follow each other"],
+         overwrite("src-bin/train.idx", HEADER + 12 * 4 + 8, b"\xff" * 8)),
+    Case("no examples", "text", ["train.idx: there is no example"],
+         write("src-bin/train.idx", b"MMIDIDX\x00\x00" + struct.pack("<QBQ", 1, 8, 0))),
+    Case("a sequence of length 0", "text", ["train.idx: example 3 has length 0"],
+         overwrite("src-bin/train.idx", HEADER + 3 * 4, bytes(4))),
+    Case("garbage dictionary", "text", ["src-bin/dict.txt is not a dictionary", "one symbol"],
+         write("src-bin/dict.txt", b"w0\nw1\n")),
+    Case("dictionary that is no text", "text", ["label-bin/dict.txt is not a dictionary"],
+         write("label-bin/dict.txt", b"\xff\xfe\x00 1\n")),
+    Case("a smaller dictionary", "text", ["has symbol", "but the dictionary has 11 symbols"],
+         cut("src-bin/dict.txt", 30)),
+
+    Case("labels fewer than texts", "text", ["split train has 12 examples and 7 labels"],
+         replace("label-bin/train", "less-text")),
+    Case("labels more than texts", "text", ["split train has 7 examples and 12 labels"],
+         replace("src-bin/train", "less-text")),
+    Case("second documents fewer", "pairs", ["12 first documents and 7 second ones"],
+         replace("src1-bin/train", "less-pairs")),
+    Case("a label outside the classes", "text",
+         ["example 1 of split train has class 5", "--sentence-class-num 2", "0 to 1"],
+         overwrite("label-bin/train.bin", 4, b"\x09")),
+    Case("a label that is no symbol", "text", ["example 1 of split train has class 251"],
+         overwrite("label-bin/train.bin", 4, b"\xff")),
+    Case("labels fewer than images", "image", ["label/train.npy holds 7 labels for 12 images"],
+         save("label/train.npy", np.zeros(7, np.int64))),
+    Case("labels more than images", "image", ["label/train.npy holds 13 labels for 12 images"],
+         save("label/train.npy", np.zeros(13, np.int64))),
+    Case("an image's label outside the classes", "image",
+         ["example 2 of split train has class 2", "0 to 1"],
+         save("label/train.npy", np.arange(12))),
+    Case("a negative label", "image", ["label/train.npy: label -1 is negative"],
+         save("label/train.npy", np.full(12, -1))),
+
+    Case("images are cut short", "image", ["input/train.npy is not a complete NumPy array file"],
+         cut("input/train.npy", 300)),
+    Case("garbage images", "image", ["input/train.npy is not a complete NumPy array file"],
+         write("input/train.npy", b"\x93garbage" * 40)),
+    Case("an archive of images", "image", ["input/train.npy is not a complete NumPy array file"],
+         write("input/train.npy", b"PK\x03\x04garbage")),
+    Case("images of another type", "image", ["input/train.npy holds float64", "expected uint8"],
+         save("input/train.npy", np.zeros((12, 16)))),
+    Case("pickled images", "image", ["input/train.npy is not a complete NumPy array file"],
+         save("input/train.npy", np.array([{}] * 12, dtype=object))),
+    Case("a header that claims too much", "image", ["input/train.npy is not a complete NumPy"],
+         write("input/train.npy", npy_header((10**15, 16)))),
+    Case("images without pixels", "image", ["input/train.npy holds no images"],
+         write("input/train.npy", npy_header((10**15, 0)))),
+    Case("a value over 255", "src", ["input/train.src, line 2: '256' is not a whole number"],
+         write("input/train.src", b"1 2 3 4\n5 256 7 8\n")),
+    Case("a word that is no number", "src", ["input/train.src, line 1: '2.5' is not a whole"],
+         write("input/train.src", b"1 2.5 3 4\n")),
+    Case("another width", "src", ["input/train.src, line 3: 3 pixels, the first line has 4"],
+         write("input/train.src", b"1 2 3 4\n5 6 7 8\n1 2 3\n")),
+    Case("an empty line", "src", ["input/train.src, line 1: the line is empty"],
+         write("input/train.src", b"\n1 2 3 4\n")),
+    Case("an empty file", "src", ["input/train.src holds no images"],
+         write("input/train.src", b"")),
+    Case("a label that is no number", "src", ["label/train.label, line 2: 'x' is not a label"],
+         write("label/train.label", b"1\nx\n")),
+    Case("a label of many digits", "src", ["label/train.label, line 1: '9999999999"],
+         write("label/train.label", b"9" * 5000 + b"\n")),
+
+    Case("--max-positions below an image", "image",
+         ["an image has 16 pixels, more than --max-positions 15"], flags=["--max-positions", "15"]),
+    Case("--chunk-size that does not divide", "image",
+         ["--chunk-size 5 does not divide the 16 pixels"], flags=["--chunk-size", "5"]),
+    Case("--attention unknown", "text",
+         ["--attention is 'linear'", "csp, laplace, relu2, softmax"],
+         flags=["--attention", "linear"]),
+    Case("--attention unknown to the transformer", "text",
+         ["--attention is 'linear'", "csp, laplace, relu2, softmax"],
+         flags=["--arch", "transformer_lra_imdb", "--attention", "linear"]),
+    Case("--attention that the transformer lacks", "text",
+         ["--attention laplace is for MEGA and FLASH", "such as csp"],
+         flags=["--arch", "transformer_lra_imdb", "--attention", "laplace"]),
+    Case("--attention of an LSTM", "text",
+         ["--attention is csp, but the LSTM has no attention"],
+         flags=["--arch", "lstm_lra_imdb", "--attention", "csp"]),
+    Case("batch norm with text", "text",
+         ["--norm-type batchnorm", "for text choose layernorm, scalenorm or rmsnorm"],
+         flags=["--norm-type", "batchnorm"]),
+    Case("--norm-type unknown", "text", ["--norm-type", "groupnorm", "layernorm"],
+         flags=["--norm-type", "groupnorm"]),
+    Case("--csp-group-size 0", "text", ["--csp-group-size is '0'", "at least 1, or full"],
+         flags=["--attention", "csp", "--csp-group-size", "0"]),
+    Case("classes fewer than the data's", "text",
+         ["--sentence-class-num is 1", "has 2 classes"], flags=["--sentence-class-num", "1"]),
+    Case("an architecture for images", "text",
+         ["--input-type is image, but the task's input is text"],
+         flags=["--arch", "mega_lra_pf32", "--norm-type", "layernorm"]),
+    Case("--pixel-normalization by 0", "image",
+         ["--pixel-normalization is (0.5, 0.0)", "positive standard deviation"],
+         flags=["--pixel-normalization", "0.5", "0"]),
+]
+# fmt: on
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Undamaged sets of each kind, and smaller ones."""
+    root = tmp_path_factory.mktemp("whole")
+    less = {"train": 7}
+    write_text(root / "text")
+    write_text(root / "less-text", splits=less)
+    write_text(root / "pairs", documents=2)
+    write_text(root / "less-pairs", documents=2, splits=less)
+    write_images(root / "image")
+    for kind in ("input", "label"):
+        (root / "src" / kind).mkdir(parents=True)
+    for split in ("train", "valid"):
+        (root / "src" / "input" / f"{split}.src").write_text("1 2 3 4\n" * 4)
+        (root / "src" / "label" / f"{split}.label").write_text("0\n1\n0\n1\n")
+    return root
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """Run one of fairseq's commands in this process, up to the first update."""
+    begun = []
+
+    def run(command, *words):
+        name = command.__name__.rpartition(".")[2]
+        monkeypatch.setattr(sys, "argv", [f"fairseq-{name}", *map(str, words)])
+        command.cli_main()
+
+    class Begun(BaseException):
+        """Training was about to start."""
+
+    def begin(*arguments):
+        begun.append(arguments)
+        raise Begun
+
+    monkeypatch.setattr(Trainer, "train_step", begin)
+    run.begun, run.Begun = begun, Begun
+    return run
+
+
+def sentence(caught):
+    """The message of an exit with status 1; it is one line without a traceback."""
+    message = caught.value.code
+    assert isinstance(message, str), message
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("kind", FLAGS)
+def test_training_starts_where_nothing_is_wrong(kind, whole, run, tmp_path):
+    with pytest.raises(run.Begun):
+        run(fairseq_train, whole / kind, *TRAINING, *TINY, *FLAGS[kind], "--save-dir", tmp_path)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name.replace(" ", "-"))
+def test_one_sentence_before_training_starts(case, whole, run, tmp_path):
+    for source in whole.iterdir():
+        shutil.copytree(source, tmp_path / source.name)
+    data, save = tmp_path / case.kind, tmp_path / "save"
+    case.damage(data)
+    words = [data, *TRAINING, *TINY, *FLAGS[case.kind], *case.flags, "--save-dir", save]
+    with pytest.raises(SystemExit) as caught:
+        run(fairseq_train, *words)
+    message = sentence(caught)
+    assert [word for word in case.words if word not in message] == [], message
+    assert not run.begun
+    assert not save.exists() or not list(save.iterdir())
+
+
+@pytest.fixture(scope="module")
+def checkpoint(whole):
+    """The last checkpoint of a run of one update on the text set."""
+    save = whole / "checkpoints"
+    train(whole / "text", save, *TINY, *FLAGS["text"], updates=1)
+    return save / "checkpoint_last.pt"
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--encoder-embed-dim", "10"], ["has shape (17, 8) there and (17, 10) here", "--arch"]),
+        (["--encoder-layers", "3"], ["layers.2.", "is missing there", "such differences"]),
+        (["--encoder-layers", "1"], ["layers.1.", "is unknown here"]),
+        (["--arch", "transformer_lra_imdb"], ["is missing there", "--arch"]),
+        (["--attention", "csp"], ["attention weights that --attention csp lacks", "--reset-opt"]),
+        (["--attention", "csp", "--bf16"], ["optimizer state does not fit"]),
+    ],
+    ids=lambda value: "-".join(value) if value[0].startswith("--") else None,
+)
+def test_training_goes_on_from_no_other_model(flags, words, checkpoint, whole, run, tmp_path):
+    shutil.copytree(checkpoint.parent, tmp_path / "save")
+    before = {path: path.read_bytes() for path in (tmp_path / "save").iterdir()}
+    with pytest.raises(SystemExit) as caught:
+        run(fairseq_train, whole / "text", *TRAINING, *TINY, *FLAGS["text"], *flags,
+            "--save-dir", tmp_path / "save")  # fmt: skip
+    message = sentence(caught)
+    assert [word for word in words if word not in message] == [], message
+    assert {path: path.read_bytes() for path in (tmp_path / "save").iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda text: text + "w99 1\n", ["(18 symbols)", "(17)", "'w99' here and '<CLS>' there"]),
+        (lambda text: text.replace("w3", "other"), ["another dictionary", "'w3'", "'other'"]),
+    ],
+    ids=["longer", "other symbols"],
+)
+def test_validation_needs_the_dictionary_of_the_checkpoint(
+    change, words, checkpoint, whole, run, tmp_path
+):
+    data = shutil.copytree(whole / "text", tmp_path / "text")
+    path = data / "src-bin" / "dict.txt"
+    path.write_text(change(path.read_text()))
+    with pytest.raises(SystemExit) as caught:
+        run(fairseq_validate, data, "--user-dir", ROOT / "fairseq_csp", "--path", checkpoint,
+            "--cpu")  # fmt: skip
+    message = sentence(caught)
+    assert [word for word in words if word not in message] == [], message
+
+
+def test_longer_texts_are_cut_and_counted(whole, run, tmp_path):
+    """As published: below the data's lengths --max-positions cuts; the log tells how many."""
+    lengths = np.fromfile(whole / "text" / "src-bin" / "train.idx", "<i4", 12, offset=HEADER)
+    longer = (lengths > 20).sum()
+    assert 0 < longer < 12
+    with logged("fairseq_csp.tasks.lra_text") as lines, pytest.raises(run.Begun):
+        run(fairseq_train, whole / "text", *TRAINING, *TINY, *FLAGS["text"],
+            "--sen-rep-type", "mp", "--max-positions", "20", "--save-dir", tmp_path)  # fmt: skip
+    assert [line for line in lines if line.startswith(
+        f"{longer} of 12 examples in src-bin/train are longer than --max-positions 20"
+    )]  # fmt: skip
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_cpu_goes_without_saying(whole, run, tmp_path):
+    words = [word for word in TRAINING if word != "--cpu"]
+    with pytest.raises(run.Begun):
+        run(fairseq_train, whole / "text", *words, *TINY, *FLAGS["text"], "--save-dir", tmp_path)
+
+
+def test_convert_leaves_a_bad_set_as_it_was(whole, tmp_path, capsys):
+    data = shutil.copytree(whole / "src", tmp_path / "src")
+    for kind, suffix in (("input", "src"), ("label", "label")):
+        shutil.copy(data / kind / f"valid.{suffix}", data / kind / f"test.{suffix}")
+    (data / "input" / "test.src").write_text("1 2 3 4\n5 6 7 256\n")
+    before = sorted(path for path in data.rglob("*"))
+    assert preprocess(["convert", str(data)]) == 1
+    assert "test.src, line 2: '256' is not a whole number" in capsys.readouterr().err
+    assert sorted(path for path in data.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (lambda data, save: training_command(data, save), "train.idx: there is no example"),
+        (
+            lambda data, save: ["bash", ROOT / "train_lra.sh", "model_name=mega",
+                                "dataset_name=listops", "preset=demo", f"data_dir={data}",
+                                f"save_dir={save}"],
+            "train.idx: there is no example",
+        ),
+        (
+            lambda data, save: [sys.executable, "-m", "preprocess", "show", data,
+                                "--split", "train"],
+            "train.idx: there is no example",
+        ),
+    ],
+    ids=["fairseq-train", "train_lra.sh", "preprocess"],
+)  # fmt: skip
+def test_the_commands_end_with_one_line(command, message, whole, tmp_path):
+    data = shutil.copytree(whole / "text", tmp_path / "text")
+    next(case for case in CASES if case.name == "no examples").damage(data)
+    answer = call(*command(data, tmp_path / "save"))
+    assert answer.returncode == 1
+    assert "Traceback" not in answer.stdout + answer.stderr
+    assert message in answer.stderr.splitlines()[-1]
+    assert not list((tmp_path / "save").rglob("*.pt"))
