@@ -297,6 +297,10 @@ def parse_words(words: list[str]) -> Choice:
             raise ValueError(f"{key} has no value; write {key}=VALUE")
         if key in given:
             raise ValueError(f"{key} is given twice; give it once")
+        if "${" in value:
+            raise ValueError(
+                f"{key} has ${{ in it, which fairseq would replace; choose another name"
+            )
         given[key] = value
 
     model = _one_of(given, "model_name", MODELS)
