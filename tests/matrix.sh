@@ -50,10 +50,10 @@ print("Python", platform.python_version(), *(f"{name} {version(name)}" for name 
 
 outcomes=()
 status=0
+exec 3>&1
 for version in ${VERSIONS:-3.10 3.11 3.12}; do
     # the last line is kept for the end
-    exec 3>&1
-    outcome=$(test_on "$version" "$@" 2>&1 | tee /dev/fd/3 | tail -n 1) || status=1
+    outcome=$(test_on "$version" "$@" 2>&1 | tee >(cat >&3) | tail -n 1) || status=1
     outcomes+=("$outcome")
 done
 printf '%s\n' "" "${outcomes[@]}"
