@@ -3,12 +3,13 @@
 Source: the residual norm of "Attention is not all you need: pure attention loses rank doubly
 exponentially with depth" (arXiv 2103.03404, section 2); that permutations do not lose it is argued
 in arXiv 2410.10914. The layers are this package's own at initialisation: fairseq's multi-head
-attention, and value and output projections around CSP or around a random permutation of each
-channel, which is here for comparison only. Their biases are set to 0: they add the same numbers to
-every row, which makes rows alike whatever mixes them.
+attention, and value and output projections around CSP, around its shift alone, or around a random
+permutation of each channel, which is here for comparison only. Their biases are set to 0: they add
+the same numbers to every row, which makes rows alike whatever mixes them.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -35,6 +36,9 @@ MIXINGS: dict[str, Callable[[int, AttentionOptions], nn.Module]] = {
     "softmax": lambda dim, options: SelfAttention(dim, HEADS, 0.0),
     "random permutation": lambda dim, options: ValueAttention(dim, [RandomPermutation(options)]),
     "csp": lambda dim, options: ValueAttention(dim, [CSPAttention(options)]),
+    "csp without sort": lambda dim, options: ValueAttention(
+        dim, [CSPAttention(replace(options, csp_group_size=1))]
+    ),
 }
 STACKS = ("attention only", "with residual", "with residual and layer norm")
 
@@ -104,7 +108,7 @@ def draw(file: Path, positions: int, channels: int, depth: int, seeds: int) -> N
     figure, panels = pyplot.subplots(2, 3, figsize=(13, 7.5), sharex=True)
     records = []
     for column, stack in enumerate(STACKS):
-        for mixing, style in zip(MIXINGS, ("-", "--", ":"), strict=True):
+        for mixing, style in zip(MIXINGS, ("-", "--", ":", "-."), strict=True):
             # (seeds, depth + 1, 2)
             values = torch.tensor(
                 [
@@ -113,7 +117,7 @@ def draw(file: Path, positions: int, channels: int, depth: int, seeds: int) -> N
                 ]
             )
             records += [
-                [stack, mixing, seed, layer, *values[seed, layer].tolist()]
+                [stack, mixing, seed, layer, *(f"{value:.6g}" for value in values[seed, layer])]
                 for seed in range(seeds)
                 for layer in range(depth + 1)
             ]

@@ -34,9 +34,8 @@ def test_no_row_is_nearer_than_the_mean():
 @pytest.mark.parametrize("stack", STACKS)
 def test_softmax_makes_rows_alike_and_permutations_do_not(stack):
     last = {mixing: layer_by_layer(mixing, stack, 0, **SIZES)[-1][0] for mixing in MIXINGS}
-    assert last["softmax"] < last["csp"]
-    assert last["csp"] > 0.5
-    assert last["random permutation"] > 0.5
+    assert all(norm > 0.5 for mixing, norm in last.items() if mixing != "softmax")
+    assert last["softmax"] < min(norm for mixing, norm in last.items() if mixing != "softmax")
     if stack == "attention only":
         assert last["softmax"] < 1e-9
 

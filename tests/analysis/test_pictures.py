@@ -31,7 +31,7 @@ def test_collapse_is_drawn(tmp_path):
         tmp_path, "collapse", "--positions", "16", "--channels", "8", "--depth", "2", "--seeds", "2"
     )
     # stacks, mixings, seeds, and the input before the layers
-    assert len(rows) == 3 * 3 * 2 * 3
+    assert len(rows) == 3 * 4 * 2 * 3
     assert all(0 <= float(row["residual_norm"]) <= 1 for row in rows)
 
 
