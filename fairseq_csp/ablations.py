@@ -1,0 +1,102 @@
+"""Ablations of CSP: MEGA on small ListOps, some seeds of each variant, in one table.
+
+python -m fairseq_csp.ablations shift
+"""
+
+import argparse
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+from fairseq_csp.errors import UserError
+from fairseq_csp.recipes import ROOT
+from fairseq_csp.report.pages import markdown_report
+from fairseq_csp.report.runs import COMMANDS, find_runs
+from fairseq_csp.train_lra import RESULT
+
+logger = logging.getLogger("ablations")
+
+# value (and feed-forward) channels with which MEGA with CSP has as many parameters as with softmax,
+# which has query and key parts besides: 601,614 and 602,658
+EQUAL_PARAMETERS = "183"
+# of each ablation the variants by name: attention function and flags
+ABLATIONS: dict[str, dict[str, tuple[str, list[str]]]] = {
+    "shift": {name: ("csp", ["--csp-shift", name]) for name in ("exponential", "linear", "none")},
+    "group-size": {name: ("csp", ["--csp-group-size", name]) for name in ("2", "4", "8", "full")},
+    "order": {name: ("csp", ["--csp-order", name]) for name in ("shift_sort", "sort_shift")},
+    "attention": {
+        "softmax": ("softmax", []),
+        "csp": ("csp", []),
+        "csp-equal-parameters": ("csp", ["--encoder-hidden-dim", EQUAL_PARAMETERS]),
+    },
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Train what is not trained yet, print the report's table, return the exit status.
+
+    Raises:
+        UserError: a run there was made with other flags.
+    """
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    args = _parser().parse_args(arguments[:end])
+    extra = arguments[end + 1 :]
+    directory = args.out / args.ablation
+    for seed in range(args.seeds):
+        for name, (attention, flags) in ABLATIONS[args.ablation].items():
+            run = directory / name / f"seed-{seed}"
+            words = [
+                "model_name=mega",
+                f"dataset_name={args.dataset}",
+                "preset=demo",
+                f"attention={attention}",
+                f"seed={seed}",
+                f"save_dir={run.absolute()}",
+                *([f"data_dir={args.data.absolute()}"] if args.data else []),
+                *["--", *flags, *extra],
+            ]
+            status = _train(run, words)
+            if status:
+                return status
+    sys.stdout.write(markdown_report(find_runs([directory])))
+    return 0
+
+
+def _train(run: Path, words: list[str]) -> int:
+    """Train and test a run, or go on with it, unless it is finished."""
+    if (run / COMMANDS).exists():
+        made_with = json.loads((run / COMMANDS).read_text(encoding="utf-8").splitlines()[-1])
+        if made_with["words"] != words:
+            raise UserError(
+                f"{run} was made with other words ({' '.join(made_with['words'])}): choose another "
+                "--out, or remove it"
+            )
+    result = run / RESULT
+    if result.exists() and not json.loads(result.read_text(encoding="utf-8"))["exit_status"]:
+        logger.info(f"{run} is finished")
+        return 0
+    command = [sys.executable, "-m", "fairseq_csp.train_lra", *words]
+    return subprocess.run(command, cwd=ROOT, stdout=sys.stderr).returncode
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m fairseq_csp.ablations",
+        description="Train the variants of an ablation; a run that is finished is not run again.",
+        epilog="What follows -- goes to fairseq-train: -- --max-update 1000",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("ablation", choices=ABLATIONS, help="what is varied")
+    add("--seeds", type=int, default=3, help="runs of each variant")
+    add("--out", type=Path, default=ROOT / "outputs" / "ablations", help="where the runs go")
+    add("--dataset", default="listops", help="the data set; its small stand-in is taken")
+    add("--data", type=Path, help="prepared data to take instead")
+    return parser
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+    sys.exit(main(sys.argv[1:]))

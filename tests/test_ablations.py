@@ -1,0 +1,84 @@
+"""Ablations: what they train, that they go on where they were stopped, and the table at the end."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from commands import SMALL, succeed
+
+from fairseq_csp import ablations
+from fairseq_csp.errors import UserError
+from fairseq_csp.recipes import parse_words
+
+FINISHED = {"exit_status": 0, "accuracy": 30.0}
+
+
+@pytest.fixture
+def started(trained_run, monkeypatch):
+    """The words of every training that is asked for, which leaves a finished run at once."""
+    words_of = []
+
+    def leave_a_run(command, **_):
+        words = command[3:]
+        choice = parse_words(words)
+        words_of.append(choice)
+        run = ablations.Path(choice.save_dir)
+        shutil.copytree(trained_run, run, dirs_exist_ok=True)
+        (run / "command.jsonl").write_text(json.dumps({"words": words}) + "\n")
+        (run / "result.json").write_text(json.dumps(FINISHED))
+        state = torch.load(run / "checkpoint_last.pt", weights_only=True)
+        state["cfg"]["common"]["seed"] = choice.seed
+        state["cfg"]["model"]["csp_shift"] = choice.extra[1]
+        torch.save(state, run / "checkpoint_last.pt")
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(ablations.subprocess, "run", leave_a_run)
+    return words_of
+
+
+def test_every_variant_is_trained_once_and_shown(started, tmp_path, capsys):
+    command = ["shift", "--out", str(tmp_path), "--", "--max-update", "9"]
+    assert ablations.main(command) == 0
+    assert len(started) == 9
+    assert {choice.extra for choice in started} == {
+        ("--csp-shift", name, "--max-update", "9") for name in ("exponential", "linear", "none")
+    }
+    shown = capsys.readouterr().out
+    for name in ("exponential", "linear", "none"):
+        assert f"| csp | --csp-shift {name} | 0, 1, 2 |" in shown
+
+    # again: nothing is left to do but what was not finished
+    (tmp_path / "shift" / "linear" / "seed-1" / "result.json").unlink()
+    started.clear()
+    assert ablations.main(command) == 0
+    assert [(choice.extra[1], choice.seed) for choice in started] == [("linear", 1)]
+    assert capsys.readouterr().out == shown
+
+
+def test_runs_of_other_flags_are_not_taken_for_these(started, tmp_path):
+    ablations.main(["shift", "--seeds", "1", "--out", str(tmp_path), "--", "--max-update", "9"])
+    with pytest.raises(UserError, match="choose another --out"):
+        ablations.main(["shift", "--seeds", "1", "--out", str(tmp_path)])
+
+
+@pytest.mark.parametrize("ablation", ablations.ABLATIONS)
+def test_variants_are_words_of_train_lra(ablation):
+    for attention, flags in ablations.ABLATIONS[ablation].values():
+        words = ["model_name=mega", "dataset_name=listops", f"attention={attention}", "--", *flags]
+        assert parse_words(words).extra == tuple(flags)
+
+
+@pytest.mark.slow
+def test_an_ablation_through_the_real_commands(tiny_listops, tmp_path):
+    command = [
+        sys.executable, "-m", "fairseq_csp.ablations", "order", "--seeds", "2", "--out", tmp_path,
+        "--data", tiny_listops, "--", "--max-update", "2", *SMALL,
+    ]  # fmt: skip
+    shown = succeed(*command)
+    assert "--csp-order shift_sort | 0, 1 |" in shown
+    assert "--csp-order sort_shift | 0, 1 |" in shown
+    again = succeed(*command)
+    assert again.count(" is finished") == 4
