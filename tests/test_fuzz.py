@@ -36,7 +36,7 @@ from preprocess.archives import RawRelease
 from preprocess.png import read_png
 
 COUNT = 500
-MANY = 20_000
+MANY = 5_000
 SECONDS = 5
 MEGABYTES = 300
 

@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import tarfile
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from commands import ENVIRONMENT, ROOT, SMALL, call, generate_listops
 from fairseq_cli import train as fairseq_train
 from fairseq_cli import validate as fairseq_validate
 from generated import write_text
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 from running import TINY, TRAINING
 
 from fairseq_csp.errors import UserError
@@ -121,14 +122,19 @@ def test_a_cifar_batch_calls_nothing_of_numpy():
 @pytest.mark.parametrize(
     "content",
     [
-        pytest.param(b"\x80\x02]r\xff\xff\xff\x7f.", id="memo"),
+        pytest.param(b"\x80\x02]r\x00\x00\x00\x02.", id="memo"),
         pytest.param(b"\x80\x05\x95" + struct.pack("<Q", 10**12) + b".", id="frame"),
         pytest.param(b"\x80\x04\x8e" + struct.pack("<Q", 10**12) + b".", id="bytes"),
     ],
 )
 def test_a_cifar_batch_takes_no_more_memory_than_it_has(content):
-    with pytest.raises(UserError, match="is not a CIFAR-10 batch"):
-        cifar10.read_batch(io.BytesIO(content), "data_batch_1")
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match="is not a CIFAR-10 batch"):
+            cifar10.read_batch(io.BytesIO(content), "data_batch_1")
+        assert tracemalloc.get_traced_memory()[1] < 100e6
+    finally:
+        tracemalloc.stop()
 
 
 def test_nested_labels_are_not_unfolded():
@@ -158,11 +164,13 @@ def test_a_literal_is_not_evaluated(text, ran, tmp_path):
     assert not ran.exists()
 
 
-def test_an_image_starts_no_program(tmp_path):
+def test_an_image_starts_no_program(monkeypatch):
     """PIL hands PostScript to Ghostscript."""
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *arguments: pytest.fail("started"))
     postscript = io.BytesIO()
     Image.new("RGB", (32, 32)).save(postscript, format="EPS")
-    assert Image.open(postscript).format == "EPS"
+    with pytest.raises(pytest.fail.Exception, match="started"):
+        Image.open(postscript).load()
     with pytest.raises(UserError, match="is not a readable PNG image"):
         read_png(postscript, 32, "sample_0.png")
 

@@ -110,6 +110,27 @@ def test_truncated_archives_are_told(directory, tmp_path, kind, share):
         read(path)
 
 
+@pytest.mark.parametrize(("offset", "value"), [(6, 1), (8, 98)], ids=["encrypted", "compression"])
+def test_zip_members_that_cannot_be_read_are_told(tmp_path, offset, value):
+    path = tmp_path / "release.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.txt", "text")
+    content = bytearray(path.read_bytes())
+    for header in (0, content.index(b"PK\x01\x02") + 2):
+        content[header + offset] = value
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="cannot be read as a tar or zip archive"):
+        read(path)
+
+
+def test_a_tar_header_that_claims_too_much_is_told(tmp_path):
+    member = tarfile.TarInfo("x")
+    member.type, member.size = tarfile.XHDTYPE, 10**15
+    (tmp_path / "release.tar").write_bytes(member.tobuf(tarfile.GNU_FORMAT) + bytes(10240))
+    with pytest.raises(UserError, match="cannot be read as a tar or zip archive"):
+        read(tmp_path / "release.tar")
+
+
 def test_other_files_are_told(tmp_path):
     (tmp_path / "text").write_text("hello")
     with pytest.raises(UserError, match="tar or zip"):
