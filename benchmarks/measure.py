@@ -14,7 +14,7 @@ GIGABYTE = 1 << 30
 MOST_ROUNDS = 100
 LIBC = ctypes.CDLL(None)
 # numbers of mallopt's options
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 # what the messages of allocators say
 FULL = ("out of memory", "allocate memory", "bad_alloc", "insufficient memory")
 
@@ -71,9 +71,9 @@ class Machine:
         before = _resident("VmRSS:")
         call()
         peak = _resident("VmHWM:")
-        # where glibc itself gets to, by and by, in a program that frees large tensors
-        LIBC.mallopt(M_MMAP_THRESHOLD, 32 << 20)
-        LIBC.mallopt(M_TRIM_THRESHOLD, 64 << 20)
+        # as train_lra.sh trains: what is freed is kept for the next tensor
+        LIBC.mallopt(M_MMAP_MAX, 0)
+        LIBC.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
         return peak - before
 
     def seconds(self, call: Callable[[], object]) -> float:

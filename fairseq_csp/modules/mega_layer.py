@@ -15,6 +15,7 @@ from fairseq_csp.modules.pointwise import (
     linear,
     linear_split,
     normal_linear,
+    silu_linear,
 )
 from fairseq_csp.modules.rows import Rows
 
@@ -88,10 +89,9 @@ class GatedMovingAverage(GatedAttention):
         average = self._drop(self.move(x, rows), self.dropout)
         update, queries, reset, direct = linear_split(self.mx_proj, average, self.sizes)
         update = torch.sigmoid(update)
-        reset = nn.functional.silu(reset)
         values = self._drop(values, self.hidden_dropout)
         mixed = self._attend(values, nn.functional.silu(queries), rows)
-        out = self.activation(direct + linear(self.h_proj, mixed * reset))
+        out = self.activation(direct + silu_linear(self.h_proj, reset, mixed))
         out = self._drop(out, self.dropout)
         # under autocast the residual stream is wider than what is added to it
         out = torch.lerp(residual, out.to(residual.dtype), update.to(residual.dtype))

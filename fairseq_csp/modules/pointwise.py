@@ -21,6 +21,11 @@ def linear_split(layer: nn.Linear, x: Tensor, sizes: Sequence[int]) -> tuple[Ten
     return ops.linear_split(x, layer.weight, layer.bias, sizes)
 
 
+def silu_linear(layer: nn.Linear, x: Tensor, factor: Tensor | None = None) -> Tensor:
+    """Apply an ``nn.Linear`` to the channels of ``silu(x)``, or of ``silu(x) * factor``."""
+    return ops.silu_linear(x, layer.weight, layer.bias, factor)
+
+
 def normal_linear(inputs: int, outputs: int, std: float = 0.02) -> nn.Linear:
     """Return an ``nn.Linear`` with weights from N(0, std^2) and biases of 0."""
     layer = nn.Linear(inputs, outputs)
@@ -82,9 +87,12 @@ class NormalizedFeedForward(nn.Module):
         residual = x
         if self.prenorm:
             x = self.norm(x)
-        x = self.activation(linear(self.fc1, x))
-        x = self._drop(x, self.hidden_dropout)
-        x = self._drop(linear(self.fc2, x), self.dropout) + residual
+        x = linear(self.fc1, x)
+        if self.activation is F.silu and not (self.training and self.hidden_dropout):
+            x = silu_linear(self.fc2, x)
+        else:
+            x = linear(self.fc2, self._drop(self.activation(x), self.hidden_dropout))
+        x = self._drop(x, self.dropout) + residual
         return x if self.prenorm else self.norm(x)
 
     def _drop(self, x: Tensor, p: float) -> Tensor:

@@ -19,8 +19,10 @@ ORDERS = ("shift_sort", "sort_shift")
 FULL = "full"
 # measured on 2 CPU cores: above this size torch.sort is faster than compare-exchange rounds
 LARGEST_NETWORK = 8
-# numbers in a block: some of its size stay in a CPU's cache
-BLOCK = 1 << 18
+# most numbers that are permuted together on a CPU, which bounds the memory for temporary ones
+BLOCK = 1 << 22
+# positions that are transposed together
+TRANSPOSED = 512
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -286,8 +288,8 @@ class _Block:
 def _blocks(values: Tensor, lengths: tuple[int, ...]) -> list[_Block]:
     """Divide (batch, channels, positions) into blocks.
 
-    On a CPU a block's numbers stay in the cache from the first step to the last, and rows of
-    different lengths are apart. On a GPU, where a call costs more, all is one block.
+    On a CPU the rows of a block have one length, so that nothing is done for padding. On a GPU,
+    where a call costs more, all is one block.
     """
     if values.device.type != "cpu" or torch.compiler.is_compiling():
         return _one_block(values, lengths)
@@ -327,6 +329,7 @@ class _Permute(torch.autograd.Function):
     ) -> Tensor:
         ctx.blocks = _blocks(values, lengths)
         ctx.lengths, ctx.steps, ctx.order = lengths, steps, order
+        ctx.positions_first = values.stride(1) == 1 < values.stride(2)
         saved = []
 
         def permute(part: Tensor, block: _Block) -> Tensor:
@@ -339,7 +342,7 @@ class _Permute(torch.autograd.Function):
                 part = _shift(part, block, steps)
             return block.fill(part, 0.0)
 
-        out = _put_together(values, lengths, ctx.blocks, permute)
+        out = _put_together(_channels_first(values), lengths, ctx.blocks, permute)
         ctx.save_for_backward(*saved)
         return out
 
@@ -356,7 +359,27 @@ class _Permute(torch.autograd.Function):
                 part = _shift(part, block, ctx.steps, back=True)
             return block.fill(part, 0.0)
 
-        return _put_together(grad, ctx.lengths, ctx.blocks, restore), *(None,) * 5
+        grad = _put_together(_channels_first(grad), ctx.lengths, ctx.blocks, restore)
+        # as the values lie in memory, so that nothing copies it again to add it up
+        return _copied(grad, positions_first=True) if ctx.positions_first else grad, *(None,) * 5
+
+
+def _channels_first(values: Tensor) -> Tensor:
+    """Lay (batch, channels, positions) out in memory in this order."""
+    return values if values.stride(2) == 1 else _copied(values, positions_first=False)
+
+
+def _copied(values: Tensor, positions_first: bool) -> Tensor:
+    """Copy (batch, channels, positions), with positions before channels in memory or after them."""
+    batch, channels, positions = values.shape
+    if positions_first:
+        out = values.new_empty(batch, positions, channels).transpose(1, 2)
+    else:
+        out = values.new_empty(batch, channels, positions)
+    # part by part, because lines of memory are used again while they are in the cache
+    for part, target in zip(values.split(TRANSPOSED, 2), out.split(TRANSPOSED, 2), strict=True):
+        target.copy_(part)
+    return out
 
 
 def _put_together(

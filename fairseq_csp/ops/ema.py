@@ -6,6 +6,7 @@ Source: "Mega: Moving Average Equipped Gated Attention", arXiv 2209.10655, secti
 import math
 
 import torch
+import torch.nn.functional as F
 from scipy.fft import next_fast_len
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
@@ -107,7 +108,10 @@ def moving_average_naive(
     omega: Tensor,
     truncation: int | None = None,
 ) -> Tensor:
-    """Return the two moving averages and the residual, one direction at a time.
+    """Return the two moving averages and the residual by one linear convolution.
+
+    As the published code has it: both directions' kernels side by side, the signal behind as many
+    zeros as the kernel looks ahead, and FFTs of twice the length of both together.
 
     Args:
         x: (batch, D, positions).
@@ -124,16 +128,12 @@ def moving_average_naive(
     positions = x.size(2)
     kernel = ema_kernel_naive(delta, alpha, beta, gamma, min(positions, truncation or positions))
     back, ahead = kernel.chunk(2)
-    size = 2 * positions
-    spectrum = torch.fft.rfft(x, n=size)
-    looking_back = torch.fft.irfft(spectrum * torch.fft.rfft(back, n=size), n=size)
-    mirrored = torch.fft.rfft(x.flip(2), n=size)
-    looking_ahead = torch.fft.irfft(mirrored * torch.fft.rfft(ahead, n=size), n=size)
-    return (
-        looking_back[..., :positions]
-        + looking_ahead[..., :positions].flip(2)
-        + omega.unsqueeze(1) * x
-    )
+    reach = kernel.size(1) - 1
+    both = F.pad(back, (reach, 0)) + F.pad(ahead.flip(1), (0, reach))
+    size = 2 * (positions + reach)
+    spectrum = torch.fft.rfft(F.pad(x, (reach, 0)), n=size) * torch.fft.rfft(both, n=size)
+    average = torch.fft.irfft(spectrum, n=size)[..., 2 * reach : 2 * reach + positions]
+    return average + omega.unsqueeze(1) * x
 
 
 class _Convolve(torch.autograd.Function):
@@ -141,24 +141,38 @@ class _Convolve(torch.autograd.Function):
     def forward(ctx: FunctionCtx, x: Tensor, circle: Tensor) -> Tensor:
         size = circle.size(1)
         kernel = torch.fft.rfft(circle)
-        signal = torch.fft.rfft(_at_least_float32(x), n=size)
-        ctx.save_for_backward(signal, kernel)
+        signal = _spectrum(x, size)
+        averaged = torch.fft.irfft(signal * kernel, n=size)[..., : x.size(2)].to(x.dtype)
+        # as the backward pass takes them; without conj_physical each use would make a copy
+        ctx.save_for_backward(signal.conj_physical_(), kernel.conj_physical_())
         ctx.size = size
-        return torch.fft.irfft(signal * kernel, n=size)[..., : x.size(2)].to(x.dtype)
+        return averaged
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         signal, kernel = ctx.saved_tensors
         positions = grad.size(2)
-        spectrum = torch.fft.rfft(_at_least_float32(grad), n=ctx.size)
+        spectrum = _spectrum(grad, ctx.size)
         grad_x = grad_circle = None
         if ctx.needs_input_grad[1]:
-            grad_circle = torch.fft.irfft((spectrum * signal.conj()).sum(0), n=ctx.size)
+            product = spectrum[0] * signal[0]
+            for row in range(1, spectrum.size(0)):
+                product.addcmul_(spectrum[row], signal[row])
+            grad_circle = torch.fft.irfft(product, n=ctx.size)
         if ctx.needs_input_grad[0]:
-            product = spectrum.mul_(kernel.conj())
+            product = spectrum.mul_(kernel)
             grad_x = torch.fft.irfft(product, n=ctx.size)[..., :positions].to(grad.dtype)
         return grad_x, grad_circle
+
+
+def _spectrum(x: Tensor, size: int) -> Tensor:
+    # the padding and the cast in one pass
+    wide = torch.promote_types(x.dtype, torch.float32)
+    padded = x.new_empty(x.size(0), x.size(1), size, dtype=wide)
+    padded[..., : x.size(2)] = x
+    padded[..., x.size(2) :] = 0
+    return torch.fft.rfft(padded)
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
@@ -18,7 +19,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     Returns:
         (batch, outputs, positions).
     """
-    return torch.baddbmm(bias[:, None], _repeat(weight, x), x)
+    (out,) = linear_split(x, weight, bias, (weight.size(0),))
+    return out
 
 
 def linear_split(
@@ -38,11 +40,39 @@ def linear_split(
     Returns:
         One (batch, size, positions) for each size.
     """
-    device = x.device.type
+    return _LinearSplit.apply(*_autocast(x, weight, bias), tuple(sizes))
+
+
+def silu_linear(x: Tensor, weight: Tensor, bias: Tensor, factor: Tensor | None = None) -> Tensor:
+    """Return ``linear(silu(x) * factor, weight, bias)``, keeping only what is given.
+
+    The backward pass computes what stands in the brackets again.
+
+    Args:
+        x: (batch, inputs, positions).
+        weight: (outputs, inputs).
+        bias: (outputs,).
+        factor: (batch, inputs, positions), or None for 1.
+
+    Returns:
+        (batch, outputs, positions).
+    """
+    if factor is None:
+        return _SiluLinear.apply(*_autocast(x, weight, bias), None)
+    return _SiluLinear.apply(*_autocast(x, weight, bias, factor))
+
+
+def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    device = tensors[0].device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-        x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
-    return _LinearSplit.apply(x, weight, bias, tuple(sizes))
+        return tuple(tensor.to(dtype) for tensor in tensors)
+    return tensors
+
+
+def _sum_over_positions(grad: Tensor) -> Tensor:
+    # one dimension at a time: over both at once torch first copies a bfloat16 tensor to float32
+    return grad.sum(2).sum(0)
 
 
 def _repeat(weight: Tensor, x: Tensor) -> Tensor:
@@ -56,7 +86,7 @@ class _LinearSplit(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         ctx.save_for_backward(x, weight)
         ctx.sizes = sizes
-        return linear(x, weight, bias).split(sizes, dim=1)
+        return torch.baddbmm(bias[:, None], _repeat(weight, x), x).split(sizes, dim=1)
 
     @staticmethod
     @once_differentiable
@@ -72,5 +102,35 @@ class _LinearSplit(torch.autograd.Function):
             product = (_repeat(rows.t(), x), grad)
             grad_x = torch.bmm(*product) if grad_x is None else grad_x.baddbmm_(*product)
         grad_weight = [torch.bmm(grad, x.transpose(1, 2)).sum(0) for grad, _ in parts]
-        grad_bias = [grad.sum((0, 2)) for grad, _ in parts]
+        grad_bias = [_sum_over_positions(grad) for grad, _ in parts]
         return grad_x, torch.cat(grad_weight), torch.cat(grad_bias), None
+
+
+class _SiluLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor, factor: Tensor | None
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, *(() if factor is None else (factor,)))
+        hidden = F.silu(x)
+        if factor is not None:
+            hidden.mul_(factor)
+        return torch.baddbmm(bias[:, None], _repeat(weight, x), hidden)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, *factor = ctx.saved_tensors
+        hidden = F.silu(x)
+        activated = hidden
+        if factor:
+            hidden = activated * factor[0]
+        grad_weight = torch.bmm(grad, hidden.transpose(1, 2)).sum(0)
+        grad_bias = _sum_over_positions(grad)
+        del hidden
+        grad = torch.bmm(_repeat(weight.t(), x), grad)
+        grad_factor = None
+        if factor:
+            grad_factor = activated.mul_(grad)
+            grad.mul_(factor[0])
+        return torch.ops.aten.silu_backward(grad, x), grad_weight, grad_bias, grad_factor

@@ -43,7 +43,7 @@ class _RMSNorm(torch.autograd.Function):
     def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         inverse = _mean_of_product(x, x).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, inverse)
-        return (x * (inverse * weight.unsqueeze(1))).to(x.dtype)
+        return (x * _matching(inverse * weight.unsqueeze(1), x)).to(x.dtype)
 
     @staticmethod
     @once_differentiable
@@ -52,13 +52,14 @@ class _RMSNorm(torch.autograd.Function):
         column = weight.to(inverse.dtype).unsqueeze(1)
         product = grad * x
         if weight.numel() == 1:
-            mean = product.sum(1, keepdim=True, dtype=inverse.dtype) / x.size(1)
+            mean = product.sum(1, keepdim=True).to(inverse.dtype).div_(x.size(1))
             grad_weight = (mean * inverse).sum().view(1) * x.size(1)
             mean *= column
         else:
             mean = (product * column).sum(1, keepdim=True, dtype=inverse.dtype) / x.size(1)
             grad_weight = (product * inverse).sum((0, 2))
-        grad_x = torch.addcmul(grad * (inverse * column), x, inverse**3 * mean, value=-1)
+        scaled = grad * _matching(inverse * column, grad)
+        grad_x = scaled.addcmul_(x, _matching(inverse**3 * mean, x), value=-1)
         return grad_x.to(x.dtype), grad_weight.to(weight.dtype), None
 
 
@@ -95,4 +96,15 @@ class _LayerNorm(torch.autograd.Function):
 def _mean_of_product(a: Tensor, b: Tensor) -> Tensor:
     """Mean over the channels, (batch, 1, positions), in float32 or wider."""
     wide = torch.promote_types(a.dtype, torch.float32)
-    return (a.to(wide) * b).sum(1, keepdim=True).div_(a.size(1))
+    if a.dtype == torch.float16:
+        # squares may not fit
+        a = a.to(wide)
+    return (a * b).sum(1, keepdim=True, dtype=wide).div_(a.size(1))
+
+
+def _matching(scale: Tensor, x: Tensor) -> Tensor:
+    """Bring a float32 scale to bfloat16 where ``x`` is; float16 would not hold its range.
+
+    A product of two dtypes takes several times as long on a CPU.
+    """
+    return scale.to(x.dtype) if x.dtype == torch.bfloat16 else scale

@@ -9,7 +9,7 @@ import pytest
 from benchmarks import op, speed
 
 QUICK = ["--rounds", "1", "--budget", "0", "--threads", "1", "--device", "cpu"]
-CONDITIONS = {"date", "machine", "device", "threads", "torch", "memory_limit_gb", "environment"}
+CONDITIONS = {"date", "machine", "device", "threads", "torch", "memory_limit_gb", "allocator"}
 
 
 def run(module, *arguments):
