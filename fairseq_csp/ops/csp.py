@@ -20,7 +20,7 @@ FULL = "full"
 # measured on 2 CPU cores: above this size torch.sort is faster than compare-exchange rounds
 LARGEST_NETWORK = 8
 # most numbers that are permuted together on a CPU, which bounds the memory for temporary ones
-BLOCK = 1 << 22
+BLOCK = 1 << 20
 # positions that are transposed together
 TRANSPOSED = 512
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -342,7 +342,7 @@ class _Permute(torch.autograd.Function):
                 part = _shift(part, block, steps)
             return block.fill(part, 0.0)
 
-        out = _put_together(_channels_first(values), lengths, ctx.blocks, permute)
+        out = _in_blocks(values, lengths, ctx.blocks, permute, positions_first=False)
         ctx.save_for_backward(*saved)
         return out
 
@@ -359,44 +359,57 @@ class _Permute(torch.autograd.Function):
                 part = _shift(part, block, ctx.steps, back=True)
             return block.fill(part, 0.0)
 
-        grad = _put_together(_channels_first(grad), ctx.lengths, ctx.blocks, restore)
         # as the values lie in memory, so that nothing copies it again to add it up
-        return _copied(grad, positions_first=True) if ctx.positions_first else grad, *(None,) * 5
+        grad = _in_blocks(grad, ctx.lengths, ctx.blocks, restore, ctx.positions_first)
+        return grad, *(None,) * 5
 
 
-def _channels_first(values: Tensor) -> Tensor:
-    """Lay (batch, channels, positions) out in memory in this order."""
-    return values if values.stride(2) == 1 else _copied(values, positions_first=False)
-
-
-def _copied(values: Tensor, positions_first: bool) -> Tensor:
-    """Copy (batch, channels, positions), with positions before channels in memory or after them."""
-    batch, channels, positions = values.shape
-    if positions_first:
-        out = values.new_empty(batch, positions, channels).transpose(1, 2)
-    else:
-        out = values.new_empty(batch, channels, positions)
-    # part by part, because lines of memory are used again while they are in the cache
-    for part, target in zip(values.split(TRANSPOSED, 2), out.split(TRANSPOSED, 2), strict=True):
-        target.copy_(part)
-    return out
-
-
-def _put_together(
+def _in_blocks(
     values: Tensor,
     lengths: tuple[int, ...],
     blocks: list[_Block],
     function: Callable[[Tensor, _Block], Tensor],
+    positions_first: bool,
 ) -> Tensor:
-    """Apply a function to each block of (batch, channels, positions); 0 where there is none."""
-    positions = values.size(2)
-    if len(blocks) == 1 and blocks[0].positions == positions:
-        return function(values, blocks[0])
+    """Apply a function to each block of (batch, channels, positions); 0 where there is none.
+
+    Args:
+        values: (batch, channels, positions), in any order in memory.
+        lengths: valid positions of each row.
+        blocks: the blocks.
+        function: takes and returns a block with its positions side by side in memory.
+        positions_first: lay the result out with positions before channels in memory.
+    """
+    batch, channels, positions = values.shape
     full = all(n == positions for n in lengths)
-    out = (values.new_empty if full else values.new_zeros)(values.shape)
+    if full and len(blocks) == 1 and not positions_first:
+        return function(_side_by_side(values), blocks[0])
+    empty = values.new_empty if full else values.new_zeros
+    if positions_first:
+        out = empty(batch, positions, channels).transpose(1, 2)
+    else:
+        out = empty(batch, channels, positions)
     for block in blocks:
-        block.cut(out).copy_(function(block.cut(values), block))
+        _copy(function(_side_by_side(block.cut(values)), block), block.cut(out))
     return out
+
+
+def _side_by_side(values: Tensor) -> Tensor:
+    if values.stride(2) == 1:
+        return values
+    out = values.new_empty(values.shape)
+    _copy(values, out)
+    return out
+
+
+def _copy(source: Tensor, target: Tensor) -> None:
+    if source.stride(2) == target.stride(2):
+        target.copy_(source)
+        return
+    # a transposition, part by part: lines of memory are used again while they are in the cache
+    parts = (tensor.split(TRANSPOSED, 2) for tensor in (source, target))
+    for part, place in zip(*parts, strict=True):
+        place.copy_(part)
 
 
 def _shift(
