@@ -104,7 +104,7 @@ class Measurements:
             "python": platform.python_version(),
             "memory_limit_gb": self.args.memory,
             "rounds": self.args.rounds,
-            "allocator": "huge pages, freed memory kept (as train_lra.sh sets), ours and naive alike",
+            "allocator": "huge pages, freed memory kept, as by train_lra.sh; ours and naive alike",
         }
 
 
