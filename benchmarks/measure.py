@@ -71,9 +71,7 @@ class Machine:
         before = _resident("VmRSS:")
         call()
         peak = _resident("VmHWM:")
-        # as train_lra.sh trains: what is freed is kept for the next tensor
-        LIBC.mallopt(M_MMAP_MAX, 0)
-        LIBC.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        keep_freed_memory()
         return peak - before
 
     def seconds(self, call: Callable[[], object]) -> float:
@@ -87,6 +85,12 @@ class Machine:
     def _synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+def keep_freed_memory() -> None:
+    """Let freed memory be kept for the next tensor, as train_lra.sh trains."""
+    LIBC.mallopt(M_MMAP_MAX, 0)
+    LIBC.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def best_times(machine: Machine, calls: list[Callable[[], object]], budget: float) -> list[float]:

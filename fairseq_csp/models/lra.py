@@ -17,6 +17,7 @@ from fairseq_csp.models.lstm import LSTMEncoder
 from fairseq_csp.models.mega import MegaEncoder
 from fairseq_csp.models.transformer import TransformerEncoder
 from fairseq_csp.models.trimming import trimmed_parts
+from fairseq_csp.modules.moving_average import shared_kernels
 from fairseq_csp.modules.norms import BATCH_NORMS
 from fairseq_csp.modules.pointwise import activation
 from fairseq_csp.modules.rows import Rows
@@ -144,9 +145,10 @@ class LRAModel(BaseFairseqModel):
         Returns:
             Logits (batch, classes).
         """
-        vectors = self.encoder(src_tokens, src_lengths)
-        if src1_tokens is not None:
-            vectors = torch.cat([self.encoder(src1_tokens, src1_lengths), vectors], dim=1)
+        with shared_kernels(self.encoder):
+            vectors = self.encoder(src_tokens, src_lengths)
+            if src1_tokens is not None:
+                vectors = torch.cat([self.encoder(src1_tokens, src1_lengths), vectors], dim=1)
         vectors = vectors.to(self.sentence_projection_layer.weight.dtype)
         for layer in self.classifier:
             vectors = self.classifier_activation(layer(vectors))

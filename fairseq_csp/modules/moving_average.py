@@ -1,5 +1,8 @@
 """MEGA's multi-dimensional damped exponential moving average as a module."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,6 +29,7 @@ class MovingAverage(nn.Module):
         self.beta = nn.Parameter(torch.randn(2 * dim, components, 1) * 0.02 + signs[:, None])
         self.gamma = nn.Parameter(torch.randn(2 * dim, components))
         self.omega = nn.Parameter(torch.randn(dim))
+        self._shared = False
         self._kept: Tensor | None = None
         self.register_load_state_dict_pre_hook(lambda module, *_: module._forget())
 
@@ -49,8 +53,8 @@ class MovingAverage(nn.Module):
 
     def _kernel(self, positions: int) -> Tensor:
         lags = min(positions, self.truncation or positions)
-        if not self.training and not torch.is_grad_enabled():
-            # one evaluation, one set of parameters: the longest kernel so far holds the shorter
+        if self._shared or not (self.training or torch.is_grad_enabled()):
+            # one set of parameters: the longest kernel so far holds the shorter
             if self._kept is None or self._kept.size(1) < lags:
                 self._kept = self._compute(lags)
             return self._kept[:, :lags]
@@ -58,3 +62,23 @@ class MovingAverage(nn.Module):
 
     def _compute(self, lags: int) -> Tensor:
         return ema_kernel(self.delta, self.alpha, self.beta, self.gamma, lags)
+
+
+@contextmanager
+def shared_kernels(model: nn.Module) -> Iterator[None]:
+    """Compute the kernel of each moving average of a model once for all that is encoded inside.
+
+    The parameters must not change inside; their gradients add up.
+    """
+    averages = [module for module in model.modules() if isinstance(module, MovingAverage)]
+    if not torch.is_grad_enabled():
+        # an evaluation keeps them anyway, for longer
+        averages = []
+    for average in averages:
+        average._shared = True
+    try:
+        yield
+    finally:
+        for average in averages:
+            average._shared = False
+            average._forget()

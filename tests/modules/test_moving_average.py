@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fairseq_csp.modules.moving_average import MovingAverage
+from fairseq_csp.modules.moving_average import MovingAverage, shared_kernels
 from fairseq_csp.modules.rows import Rows
 from fairseq_csp.ops.ema import moving_average_naive
 
@@ -53,6 +53,29 @@ def test_kept_kernel_is_that_of_the_weights():
         torch.testing.assert_close(average(x, rows), naive(other, x), rtol=1e-4, atol=1e-5)
         average.double()
         torch.testing.assert_close(average(x.double(), rows), naive(average, x.double()))
+
+
+def test_shared_kernel_is_computed_once_and_takes_all_gradients(monkeypatch):
+    torch.manual_seed(0)
+    average, calls = MovingAverage(3, 4), []
+    compute = average._compute
+    monkeypatch.setattr(average, "_compute", lambda lags: calls.append(lags) or compute(lags))
+    parts = [torch.randn(2, 3, 7), torch.randn(1, 3, 5)]
+
+    def gradients():
+        loss = sum(average(x, Rows.of(None, len(x), x.size(2), CPU)).sum() for x in parts)
+        return torch.autograd.grad(loss, list(average.parameters()))
+
+    apart = gradients()
+    with shared_kernels(average):
+        together = gradients()
+    assert calls == [7, 5, 7]
+    torch.testing.assert_close(together, apart)
+    # the next step's weights are others
+    with torch.no_grad():
+        average.alpha += 1
+    x, rows = parts[0], Rows.of(None, 2, 7, CPU)
+    torch.testing.assert_close(average(x, rows), naive(average, x), rtol=1e-4, atol=1e-5)
 
 
 def test_initialisation():

@@ -1,0 +1,103 @@
+"""What padding costs: training steps on batches of a prepared text data set.
+
+python -m benchmarks.padding --help
+"""
+
+import argparse
+import os
+import random
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from benchmarks.measure import Machine, best_times, keep_freed_memory
+from benchmarks.models import build_model, random_sample
+from benchmarks.report import markdown
+from fairseq_csp.criterions.lra_cross_entropy import LRACrossEntropyCriterion
+from fairseq_csp.data.tokens import load_tokens
+
+COLUMNS = [
+    "batch: tokens",
+    "longest row",
+    "tokens/s",
+    "--keep-padding tokens/s",
+    "equal lengths tokens/s",
+    "ours / equal lengths",
+]
+
+
+def measured_row(lengths: list[int], machine: Machine, budget: float) -> list[float]:
+    """Measure steps of MEGA with CSP on rows of these lengths, alternately.
+
+    Args:
+        lengths: of the rows.
+        machine: where they run.
+        budget: seconds.
+
+    Returns:
+        The numbers of ``COLUMNS``. Padding does not count as tokens. Rows of equal lengths are as
+        many and hold as many tokens, but for rounding.
+    """
+    rows, tokens, longest = len(lengths), sum(lengths), max(lengths)
+    model = build_model("mega_lra_imdb", longest, attention="csp").to(machine.device)
+    padded = random_sample(model, rows, longest)
+    source = padded["net_input"]["src_tokens"]
+    for row, length in enumerate(lengths):
+        source[row, length:] = model.encoder.encoder.padding
+    padded["net_input"]["src_lengths"] = torch.tensor(lengths).to(machine.device)
+    equal = random_sample(model, rows, round(tokens / rows))
+    criterion = LRACrossEntropyCriterion(None)
+
+    def step(sample: dict, trim: bool) -> Callable[[], None]:
+        def call() -> None:
+            model.encoder.trim = trim
+            model.zero_grad(set_to_none=True)
+            criterion(model, sample)[0].backward()
+
+        return call
+
+    calls = [step(padded, True), step(padded, False), step(equal, True)]
+    for call in calls:
+        call()
+    trimmed, kept, flat = (tokens / s for s in best_times(machine, calls, budget))
+    return [tokens, longest, trimmed, kept, flat, trimmed / flat]
+
+
+def main(arguments: list[str]) -> None:
+    """Measure and print a table; see ``--help``.
+
+    Args:
+        arguments: those of the command line.
+    """
+    options = argparse.ArgumentParser(
+        description="Measure training steps on random batches of a text data set, float32, with "
+        "padding left out, kept, and on rows of equal lengths.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = options.add_argument
+    add("data", type=Path, help="prepared data, such as lra_data/imdb-4000")
+    add("--batch-size", type=int, default=25, help="rows of a batch")
+    add("--batches", type=int, default=4, help="how many")
+    add("--budget", type=float, default=30, help="seconds for each batch")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if any")
+    add("--threads", type=int, default=len(os.sched_getaffinity(0)), help="threads of the CPU")
+    args = options.parse_args(arguments)
+    machine = Machine(args.device, args.threads, memory=0)
+    keep_freed_memory()
+    examples = load_tokens(str(args.data / "src-bin" / "train"))
+    chosen = random.Random(0).sample(range(len(examples)), args.batch_size * args.batches)
+    batches = [chosen[first :: args.batches] for first in range(args.batches)]
+    rows = [
+        measured_row([int(examples.sizes[example]) for example in batch], machine, args.budget)
+        for batch in batches
+    ]
+    cells = [[*(format(number, ",.0f") for number in row[:-1]), f"{row[-1]:.2f}"] for row in rows]
+    mean = statistics.mean(row[-1] for row in rows)
+    sys.stdout.write(markdown(COLUMNS, cells) + f"\nmean of the last column: {mean:.2f}\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
