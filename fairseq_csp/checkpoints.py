@@ -22,6 +22,8 @@ from fairseq.trainer import Trainer
 from fairseq_csp.errors import UserError
 
 logger = logging.getLogger(__name__)
+# ends the name of a file that is being written
+PARTIAL = ".tmp"
 _load_checkpoint = checkpoint_utils.load_checkpoint
 _read_checkpoint = checkpoint_utils.load_checkpoint_to_cpu
 
@@ -30,13 +32,13 @@ def write_whole(path: str, content: bytes | memoryview) -> None:
     """Write a file so that at every moment all of the old or all of the new one is there.
 
     Args:
-        path: where; ``path + ".tmp"`` is written first.
+        path: where; ``path + PARTIAL`` is written first.
         content: all of it.
 
     Raises:
         UserError: it cannot be written; what was there is as it was.
     """
-    temporary = path + ".tmp"
+    temporary = path + PARTIAL
     try:
         with open(temporary, "wb") as file:
             file.write(content)
@@ -133,6 +135,9 @@ def load(cfg: CheckpointConfig, trainer: Trainer, **arguments: object) -> tuple:
         raise UserError(f"--restore-file {cfg.restore_file} is not there")
     starts_anew = cfg.reset_optimizer or cfg.finetune_from_model
     trainer.get_model().optimizer_is_restored = not starts_anew
+    if trainer.data_parallel_rank == 0:
+        for left_over in Path(cfg.save_dir).glob("checkpoint*.pt" + PARTIAL):
+            left_over.unlink()
     # each process reads the file itself: torch refuses the pickle that fairseq would send
     cfg.load_checkpoint_on_all_dp_ranks = True
     try:

@@ -132,6 +132,7 @@ def test_killed_run_equals_uninterrupted(whole, listops, tmp_path):
     assert run.go(KILL_AT=f"{3 * NAMED + HALF}") == KILLED, run.log
     run.assert_whole()
     assert run.updates() == 3
+    (tmp_path / "checkpoint_9_99.pt.tmp").write_bytes(b"of another kill")
     # an update behind a save, then a validation, of a run that goes on
     assert run.go(KILL_AFTER=r'train_inner \| .*"num_updates": "7"') == KILLED, run.log
     assert run.updates() == 6
