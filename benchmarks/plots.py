@@ -40,6 +40,6 @@ def _draw(lines: dict[str, list[dict]], key: str, unit: int, label: str, file: P
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks], minor=False)
     axes.minorticks_off()
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
     figure.savefig(file, dpi=150, bbox_inches="tight")
     pyplot.close(figure)
