@@ -88,8 +88,11 @@ class LRATask(FairseqTask):
 
         fairseq leaves out the last batch where its size is no multiple of
         ``--required-batch-size-multiple``, 8 unless told otherwise: test examples would be lost.
+        Its thread that reads ahead (``--data-buffer-size``) is left out: loader workers read ahead
+        themselves, and a process that ends while the thread is inside torch is aborted.
         """
         kwargs["required_batch_size_multiple"] = 1
+        kwargs["data_buffer_size"] = 0
         return super().get_batch_iterator(*args, **kwargs)
 
     def train_step(
