@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-LEVELS = 1 << 15
+LEVELS = 1 << 7
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -13,10 +13,11 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     """Set numbers to 0 with probability ``p`` and scale the others to the same expectation.
 
     PyTorch's own on a GPU. On a CPU that one draws a double for each number, in one thread; here
-    one 64-bit draw serves four numbers, which rounds ``p`` to a multiple of 2^-15.
+    one 64-bit draw serves eight numbers: 7 bits of each are compared with ``128 p``, which is
+    rounded up or down at random for each row of the last dimension, so that ``p`` is exact.
 
     Args:
-        x: any shape, floating.
+        x: floating, of one dimension at least.
         p: probability in [0, 1].
         training: whether to drop anything.
 
@@ -25,23 +26,23 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     """
     if not 0 <= p <= 1:
         raise ValueError(f"dropout probability is {p}; it must be between 0 and 1")
-    dropped = round(p * LEVELS)
-    if not training or dropped == 0:
+    if not training or p == 0:
         return x
-    if x.device.type != "cpu" or dropped == LEVELS:
+    if x.device.type != "cpu" or p * LEVELS > LEVELS - 1:
         return F.dropout(x, p)
-    return _Dropout.apply(x, dropped)
+    return _Dropout.apply(x, p)
 
 
 class _Dropout(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, dropped: int) -> Tensor:
-        draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(1 << 63), None)
-        levels = draws.view(torch.int16)[: x.numel()].view(x.shape)
-        # 15 random bits less the threshold: the sign, in all bits, is that of a number to drop
-        kept = levels.bitwise_and_(LEVELS - 1).sub_(dropped).bitwise_right_shift_(15).bitwise_not_()
+    def forward(ctx: FunctionCtx, x: Tensor, p: float) -> Tensor:
+        draws = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(1 << 63), None)
+        levels = draws.view(torch.int8)[: x.numel()].view(x.shape)
+        dropped = torch.rand(*x.shape[:-1], 1).add_(p * LEVELS).to(torch.int8)
+        # 7 random bits less the threshold: the sign, in all bits, is that of a number to drop
+        kept = levels.bitwise_and_(LEVELS - 1).sub_(dropped).bitwise_right_shift_(7).bitwise_not_()
         ctx.save_for_backward(kept)
-        ctx.scale = LEVELS / (LEVELS - dropped)
+        ctx.scale = 1 / (1 - p)
         return _keep(x, kept, ctx.scale)
 
     @staticmethod
@@ -54,4 +55,4 @@ class _Dropout(torch.autograd.Function):
 def _keep(x: Tensor, kept: Tensor, scale: float) -> Tensor:
     """Scale what is kept; ``kept`` is -1 there, all of its bits, and 0 elsewhere."""
     bits = INTEGERS[x.element_size()]
-    return (kept.to(bits) & x.view(bits)).view(x.dtype).mul_(scale)
+    return kept.to(bits).bitwise_and_(x.view(bits)).view(x.dtype).mul_(scale)
