@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from benchmarks import op, speed
+from benchmarks import op, profile, speed
 
 QUICK = ["--rounds", "1", "--budget", "0", "--threads", "1", "--device", "cpu"]
 CONDITIONS = {"date", "machine", "device", "threads", "torch", "memory_limit_gb", "allocator"}
@@ -116,3 +116,17 @@ def test_plot(tmp_path):
         picture = (tmp_path / "plots" / f"{name}.png").read_bytes()
         assert picture.startswith(b"\x89PNG")
         assert len(picture) > 10_000
+
+
+def test_profile():
+    command = [sys.executable, "-m", "benchmarks.profile", "--batch", "2", "--length", "64"]
+    command += ["--rounds", "1", "--threads", "1"]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert answer.returncode == 0, answer.stderr
+    head, _, *rows = table_rows(answer.stdout)
+    assert head == ["kind of work", "float32 ms", "%", "bfloat16 ms", "%"]
+    assert sorted(row[0] for row in rows) == sorted(
+        {*profile.FUNCTIONS.values(), *profile.OPERATORS.values(), profile.REST}
+    )
+    for share in (2, 4):
+        assert sum(int(row[share]) for row in rows) == pytest.approx(100, abs=4)

@@ -1,0 +1,120 @@
+"""Where the time of a training step goes: MEGA with CSP, by kind of work.
+
+python -m benchmarks.profile --help
+"""
+
+import argparse
+import os
+import sys
+from collections import Counter
+
+import torch
+from torch.autograd.profiler_util import FunctionEvent
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.measure import Machine, keep_freed_memory
+from benchmarks.models import build_model, random_sample
+from benchmarks.report import markdown
+from fairseq_csp.criterions.lra_cross_entropy import LRACrossEntropyCriterion
+
+REST = "everything else"
+# kinds of work by a part of a function's name, for all that it calls
+FUNCTIONS = {
+    "_Convolve": "moving average, without its kernel",
+    "_Permute": "CSP",
+    "_Dropout": "dropout",
+    "_RMSNorm": "norms",
+    "LerpBackward": "activations and gates",
+}
+# by a part of an operator's name
+OPERATORS = {
+    "bmm": "matrix products",
+    "silu": "activations and gates",
+    "sigmoid": "activations and gates",
+    "lerp": "activations and gates",
+}
+
+
+def kind(event: FunctionEvent) -> str:
+    """Tell the kind of work of one call: by a function around it, else by its own name."""
+    outer = event
+    while outer is not None:
+        for part, name in FUNCTIONS.items():
+            if part in outer.name:
+                return name
+        outer = outer.cpu_parent
+    return next((name for part, name in OPERATORS.items() if part in event.name), REST)
+
+
+def step_shares(
+    dtype: torch.dtype, batch: int, length: int, machine: Machine, rounds: int
+) -> dict[str, float]:
+    """Return milliseconds of a step by kind of work, those of the fastest of some steps.
+
+    Args:
+        dtype: of the model.
+        batch: number of rows.
+        length: positions of a row.
+        machine: where it runs; a CPU.
+        rounds: number of steps.
+    """
+    model = build_model("mega_lra_imdb", length, attention="csp").to(dtype)
+    sample = random_sample(model, batch, length)
+    criterion = LRACrossEntropyCriterion(None)
+
+    def step() -> None:
+        model.zero_grad(set_to_none=True)
+        criterion(model, sample)[0].backward()
+
+    for _ in range(3):
+        step()
+    steps = []
+    for _ in range(rounds):
+        shares: Counter[str] = Counter()
+        with profile(activities=[ProfilerActivity.CPU]) as recorded:
+            seconds = machine.seconds(step)
+        for event in recorded.events():
+            shares[kind(event)] += event.self_cpu_time_total / 1e3
+        # what runs between the operators: Python, autograd's engine
+        shares[REST] += max(1e3 * seconds - shares.total(), 0)
+        steps.append(shares)
+    return dict(min(steps, key=Counter.total))
+
+
+def main(arguments: list[str]) -> None:
+    """Measure and print a table; see ``--help``.
+
+    Args:
+        arguments: those of the command line.
+    """
+    options = argparse.ArgumentParser(
+        description="Show where the time of a training step of mega_lra_imdb with CSP goes, on the "
+        "CPU.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = options.add_argument
+    add("--batch", type=int, default=4, help="rows")
+    add("--length", type=int, default=4000, help="positions of a row")
+    add("--rounds", type=int, default=8, help="steps; the fastest one counts")
+    add("--threads", type=int, default=len(os.sched_getaffinity(0)), help="threads")
+    args = options.parse_args(arguments)
+    machine = Machine("cpu", args.threads, memory=0)
+    keep_freed_memory()
+    tables = [
+        step_shares(dtype, args.batch, args.length, machine, args.rounds)
+        for dtype in (torch.float32, torch.bfloat16)
+    ]
+    head = ["kind of work"]
+    for name in ("float32", "bfloat16"):
+        head += [f"{name} ms", "%"]
+    rows = []
+    for name in sorted(tables[0], key=tables[0].get, reverse=True):
+        rows.append([name])
+        for table in tables:
+            share = table.get(name, 0)
+            rows[-1] += [f"{share:.0f}", f"{100 * share / sum(table.values()):.0f}"]
+    sys.stdout.write(markdown(head, rows))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
