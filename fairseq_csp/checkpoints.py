@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 PARTIAL = ".tmp"
 _load_checkpoint = checkpoint_utils.load_checkpoint
 _read_checkpoint = checkpoint_utils.load_checkpoint_to_cpu
+_load_models = checkpoint_utils.load_model_ensemble_and_task
 
 
 def write_whole(path: str, content: bytes | memoryview) -> None:
@@ -115,6 +116,26 @@ def read(path: str, *arguments: object, **options: object) -> dict:
         ) from error
 
 
+def load_models(paths: list[str | None], *arguments: object, **options: object) -> tuple:
+    """Build the models of checkpoints; in the place of fairseq's ``load_model_ensemble_and_task``.
+
+    Args:
+        paths: where; None is what fairseq makes of a ``--path`` that was not given.
+        arguments: as there.
+        options: as there.
+
+    Returns:
+        The models, their configuration and their task.
+
+    Raises:
+        UserError: one is not there, or what :func:`read` raises.
+    """
+    for path in paths:
+        if path is None or not os.path.exists(path):
+            raise UserError(f"--path must name a checkpoint that is there, not {path}")
+    return _load_models(paths, *arguments, **options)
+
+
 def load(cfg: CheckpointConfig, trainer: Trainer, **arguments: object) -> tuple:
     """Resume a run; in the place of fairseq's ``load_checkpoint``.
 
@@ -160,6 +181,7 @@ def load(cfg: CheckpointConfig, trainer: Trainer, **arguments: object) -> tuple:
 
 
 checkpoint_utils.load_checkpoint_to_cpu = read
+checkpoint_utils.load_model_ensemble_and_task = load_models
 checkpoint_utils.torch_persistent_save = save
 checkpoint_utils.load_checkpoint = load
 PathManager.copy = staticmethod(copy)

@@ -214,6 +214,9 @@ CASES = [
     Case("an architecture for images", "text",
          ["--input-type is image, but the task's input is text"],
          flags=["--arch", "mega_lra_pf32", "--norm-type", "layernorm"]),
+    Case("a path that fairseq would replace", "text",
+         ["${oc.env:HOME} has ${ in it", "rename it"],
+         flags=["--tensorboard-logdir", "${oc.env:HOME}"]),
     Case("--pixel-normalization by 0", "image",
          ["--pixel-normalization is (0.5, 0.0)", "positive standard deviation"],
          flags=["--pixel-normalization", "0.5", "0"]),
@@ -340,6 +343,21 @@ def test_validation_needs_the_dictionary_of_the_checkpoint(
             "--cpu")  # fmt: skip
     message = sentence(caught)
     assert [word for word in words if word not in message] == [], message
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--path", "missing.pt"], "--path must name a checkpoint that is there, not missing.pt"),
+        ([], "--path must name a checkpoint that is there, not None"),
+        (["--path", "${oc.env:HOME}"], "${oc.env:HOME} has ${ in it, which fairseq would replace"),
+    ],
+    ids=["not there", "not given", "replaced"],
+)
+def test_validation_needs_a_checkpoint(flags, message, whole, run):
+    with pytest.raises(SystemExit) as caught:
+        run(fairseq_validate, whole / "text", "--user-dir", ROOT / "fairseq_csp", "--cpu", *flags)
+    assert sentence(caught).startswith(message)
 
 
 def test_longer_texts_are_cut_and_counted(whole, run, tmp_path):
