@@ -9,6 +9,7 @@ it trains a run that has had all its updates for one more.
 import contextlib
 import io
 import logging
+import math
 import os
 import re
 from pathlib import Path
@@ -51,8 +52,8 @@ def write_whole(path: str, content: bytes | memoryview) -> None:
             os.remove(temporary)
         raise UserError(
             f"{path} could not be written ({error.strerror}); the checkpoints before it are whole: "
-            f"make room for {len(content) / 2**20:.1f} MiB, then the same command goes on from "
-            "the last one"
+            f"make room for {math.ceil(len(content) / 2**20):,} MiB, then the same command "
+            "goes on from the last one"
         ) from error
 
 

@@ -23,6 +23,7 @@ from typing import TextIO
 
 import torch
 
+from fairseq_csp.checkpoints import write_whole
 from fairseq_csp.errors import UserError
 from fairseq_csp.recipes import ROOT, Choice, flags, parse_words, recipe
 
@@ -262,7 +263,7 @@ def evaluate(data: Path, run: Path, batch_size: str, cpu: bool) -> int:
 
 
 def _write_result(run: Path, result: dict) -> None:
-    (run / RESULT).write_text(json.dumps(result) + "\n", encoding="utf-8")
+    write_whole(str(run / RESULT), (json.dumps(result) + "\n").encode())
 
 
 def _say_result(data: Path, run: Path, values: list[str]) -> None:

@@ -2,7 +2,9 @@
 shares an update out.
 """
 
+import errno
 import json
+import os
 import subprocess
 import sys
 
@@ -80,6 +82,19 @@ def test_a_start_is_written_down(tmp_path):
     git = ["git", "-C", train_lra.ROOT, "describe", "--always", "--dirty"]
     revision = subprocess.run(git, capture_output=True, text=True).stdout.strip()
     assert start["revision"] == (revision or None)
+
+
+def test_a_result_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    train_lra._write_result(tmp_path, {"exit_status": 0})
+
+    def fail(file):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(UserError, match=r"result\.json could not be written \(No space left on"):
+        train_lra._write_result(tmp_path, {"exit_status": 1})
+    (left,) = tmp_path.iterdir()
+    assert json.loads(left.read_text()) == {"exit_status": 0}
 
 
 def test_the_training_ends_with_what_started_it():
