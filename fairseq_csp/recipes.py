@@ -239,6 +239,11 @@ class Choice:
     resume: bool
     extra: tuple[str, ...]
 
+    @property
+    def data_name(self) -> str:
+        """The data set's name, which tells its small stand-in from itself."""
+        return self.dataset_name + ("-demo" if self.preset == "demo" else "")
+
 
 USAGE = """\
 Train a model on an LRA data set, then test its best checkpoint.
@@ -386,7 +391,7 @@ def main(arguments: list[str]) -> int:
         sys.stderr.write(f"{error}\n")
         return 2
     words = flags(choice.model_name, choice.dataset_name, choice.preset, choice.attention)
-    command = ["fairseq-train", f"lra_data/{choice.dataset_name}", "--user-dir", "fairseq_csp"]
+    command = ["fairseq-train", f"lra_data/{choice.data_name}", "--user-dir", "fairseq_csp"]
     sys.stdout.write(shlex.join([*command, *words]) + "\n")
     return 0
 

@@ -95,12 +95,7 @@ def _data_directory(choice: Choice) -> Path:
     # absolute, so that no name can be taken for a flag
     if choice.data_dir:
         return Path(choice.data_dir).absolute()
-    return ROOT / "lra_data" / _set_name(choice)
-
-
-def _set_name(choice: Choice) -> str:
-    """Return the data set's name, which tells its small stand-in from itself."""
-    return choice.dataset_name + ("-demo" if choice.preset == "demo" else "")
+    return ROOT / "lra_data" / choice.data_name
 
 
 def _prepare(choice: Choice, data: Path) -> int:
@@ -158,7 +153,7 @@ def _run_directory(choice: Choice, values: list[str]) -> Path:
     else:
         arch = _last(values, "--arch")
         attention = _last(values, "--attention") or "default"
-        cell = ROOT / "outputs" / _set_name(choice) / f"{arch}-{attention}"
+        cell = ROOT / "outputs" / choice.data_name / f"{arch}-{attention}"
         earlier = sorted(cell.glob("*/")) if choice.resume else []
         if choice.resume and not earlier:
             raise UserError(f"resume=yes, but there is no run in {cell}")

@@ -110,6 +110,12 @@ def test_the_training_ends_with_what_started_it():
     child.wait(60)
 
 
+@pytest.mark.parametrize(("preset", "name"), [("paper", "listops"), ("demo", "listops-demo")])
+def test_the_printed_command_reads_the_data_of_its_preset(preset, name, capsys):
+    assert recipes.main(["mega", "listops", preset]) == 0
+    assert capsys.readouterr().out.startswith(f"fairseq-train lra_data/{name} ")
+
+
 def test_a_run_keeps_what_it_has_every_64_000_examples():
     values = recipes.flags("mega", "path-x")
     assert values[values.index("--save-interval-updates") + 1] == "133"
