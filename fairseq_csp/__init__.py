@@ -10,6 +10,7 @@ import torch
 import fairseq_csp.checkpoints
 import fairseq_csp.criterions.lra_cross_entropy
 import fairseq_csp.flags
+import fairseq_csp.log_file
 import fairseq_csp.models.architectures
 import fairseq_csp.optim.linear_decay
 import fairseq_csp.tasks.lra_image

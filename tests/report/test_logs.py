@@ -72,3 +72,11 @@ def test_a_traceback_is_told_by_its_last_line(read):
 def test_a_line_that_was_cut_off_is_no_point(read):
     log = read(CONFIG, SIMPLE[0][:40], JSON[0][:40], SIMPLE[1][:50])
     assert log.curves == {}
+
+
+def test_fairseq_writes_each_line_once(trained_run):
+    lines = (trained_run / "train.log").read_text().splitlines()
+    of_epochs = [line for line in lines if line.startswith("epoch ")]
+    # the second epoch is there
+    assert {line.partition(" ")[2][:3] for line in of_epochs} == {"001", "002"}
+    assert len(set(of_epochs)) == len(of_epochs)
