@@ -332,14 +332,16 @@ class _Permute(torch.autograd.Function):
         ctx.positions_first = values.stride(1) == 1 < values.stride(2)
         saved = []
 
-        def permute(part: Tensor, block: _Block) -> Tensor:
-            if order == "shift_sort":
+        def permute(part: Tensor, block: _Block, out: Tensor | None) -> Tensor:
+            shift_first = order == "shift_sort"
+            if shift_first:
                 part = _shift(part, block, steps)
             # a NaN stays behind every valid value of its group
-            part, places = _sort(block.fill(part, math.nan), group_size, descending)
+            part = block.fill(part, math.nan)
+            part, places = _sort(part, group_size, descending, out if shift_first else None)
             saved.append(places)
-            if order == "sort_shift":
-                part = _shift(part, block, steps)
+            if not shift_first:
+                part = _shift(part, block, steps, out=out)
             return block.fill(part, 0.0)
 
         out = _in_blocks(values, lengths, ctx.blocks, permute, positions_first=False)
@@ -351,12 +353,12 @@ class _Permute(torch.autograd.Function):
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         saved = iter(ctx.saved_tensors)
 
-        def restore(part: Tensor, block: _Block) -> Tensor:
+        def restore(part: Tensor, block: _Block, out: Tensor | None) -> Tensor:
             if ctx.order == "sort_shift":
                 part = _shift(part, block, ctx.steps, back=True)
             part = _unsort(block.fill(part, 0.0), next(saved))
             if ctx.order == "shift_sort":
-                part = _shift(part, block, ctx.steps, back=True)
+                part = _shift(part, block, ctx.steps, back=True, out=out)
             return block.fill(part, 0.0)
 
         # as the values lie in memory, so that nothing copies it again to add it up
@@ -368,7 +370,7 @@ def _in_blocks(
     values: Tensor,
     lengths: tuple[int, ...],
     blocks: list[_Block],
-    function: Callable[[Tensor, _Block], Tensor],
+    function: Callable[[Tensor, _Block, Tensor | None], Tensor],
     positions_first: bool,
 ) -> Tensor:
     """Apply a function to each block of (batch, channels, positions); 0 where there is none.
@@ -377,20 +379,25 @@ def _in_blocks(
         values: (batch, channels, positions), in any order in memory.
         lengths: valid positions of each row.
         blocks: the blocks.
-        function: takes and returns a block with its positions side by side in memory.
+        function: takes and returns a block with its positions side by side in memory; it may
+            return the third tensor with the result in it.
         positions_first: lay the result out with positions before channels in memory.
     """
     batch, channels, positions = values.shape
     full = all(n == positions for n in lengths)
     if full and len(blocks) == 1 and not positions_first:
-        return function(_side_by_side(values), blocks[0])
+        return function(_side_by_side(values), blocks[0], None)
     empty = values.new_empty if full else values.new_zeros
     if positions_first:
         out = empty(batch, positions, channels).transpose(1, 2)
     else:
         out = empty(batch, channels, positions)
     for block in blocks:
-        _copy(function(_side_by_side(block.cut(values)), block), block.cut(out))
+        target = block.cut(out)
+        room = None if positions_first else target
+        result = function(_side_by_side(block.cut(values)), block, room)
+        if result is not target:
+            _copy(result, target)
     return out
 
 
@@ -413,9 +420,16 @@ def _copy(source: Tensor, target: Tensor) -> None:
 
 
 def _shift(
-    values: Tensor, block: _Block, steps: dict[int, tuple[int, ...]], back: bool = False
+    values: Tensor,
+    block: _Block,
+    steps: dict[int, tuple[int, ...]],
+    back: bool = False,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """Shift each channel of a block circularly inside its row's length, or back again."""
+    """Shift each channel of a block circularly inside its row's length, or back again.
+
+    The result may be in ``out``.
+    """
     chosen = [steps[n][block.channels] for n in block.lengths or (block.positions,)]
     most = max(map(max, chosen))
     if most == 0:
@@ -429,20 +443,29 @@ def _shift(
             line, first = torch.cat([values, values[..., :most]], dim=2), table[0]
         else:
             line, first = torch.cat([values[..., -most:], values], dim=2), most - table[0]
-        return line.unfold(2, block.positions, 1)[:, channels, first]
+        windows = line.unfold(2, block.positions, 1)
+        if out is None:
+            return windows[:, channels, first]
+        return torch.ops.aten.index.Tensor_out(windows, [None, channels, first], out=out)
     places = torch.arange(block.positions, device=values.device)
     source = places + table.unsqueeze(2) if back else places - table.unsqueeze(2)
     return values.gather(2, source.remainder_(block.counts(values.device).clamp_(min=1)))
 
 
-def _sort(values: Tensor, group_size: int | str, descending: bool) -> tuple[Tensor, Tensor]:
-    """Sort groups of consecutive positions; also return what :func:`_unsort` needs."""
+def _sort(
+    values: Tensor, group_size: int | str, descending: bool, out: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Sort groups of consecutive positions; also return what :func:`_unsort` needs.
+
+    The result may be in ``out``.
+    """
     positions = values.size(2)
     group = positions if group_size == FULL else min(group_size, positions)
     if group == 2:
         even = positions // 2 * 2
-        swap = _out_of_order(values[..., 0:even:2], values[..., 1:even:2], descending)
-        return _swap_pairs(values, swap), swap
+        pair = values[..., 0:even:2], values[..., 1:even:2]
+        swap = _out_of_order(*pair, descending, _holds_no_nan(values))
+        return _swap_pairs(values, swap, out), swap
     grouped = _groups(values, group, math.nan)
     if group <= LARGEST_NETWORK:
         ordered, places = _sort_by_exchanges(grouped, descending)
@@ -464,16 +487,26 @@ def _unsort(grad: Tensor, places: Tensor) -> Tensor:
     return unsorted.flatten(2)[..., : grad.size(2)].contiguous()
 
 
-def _out_of_order(first: Tensor, second: Tensor, descending: bool) -> Tensor:
+def _holds_no_nan(values: Tensor) -> bool:
+    """Whether one sum can tell it; not asked of a GPU, which would have to be waited for."""
+    if values.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    return math.isfinite(values.sum())
+
+
+def _out_of_order(first: Tensor, second: Tensor, descending: bool, no_nan: bool = False) -> Tensor:
     """Where a stable sort that puts NaN last exchanges two neighbours."""
+    if no_nan:
+        return first < second if descending else first > second
     kept = first >= second if descending else first <= second
     # kept is false when either is NaN; only a NaN in front of a number moves
     return kept.logical_not_().logical_and_(second == second)
 
 
-def _swap_pairs(values: Tensor, swap: Tensor) -> Tensor:
+def _swap_pairs(values: Tensor, swap: Tensor, out: Tensor | None = None) -> Tensor:
     even = values.size(2) // 2 * 2
-    out = torch.empty_like(values, memory_format=torch.contiguous_format)
+    if out is None:
+        out = torch.empty_like(values, memory_format=torch.contiguous_format)
     _exchange(
         (values[..., 0:even:2], values[..., 1:even:2]),
         swap,
