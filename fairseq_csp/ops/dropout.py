@@ -1,5 +1,6 @@
 """Dropout that does not wait for the random number generator on a CPU."""
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -28,7 +29,7 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
         raise ValueError(f"dropout probability is {p}; it must be between 0 and 1")
     if not training or p == 0:
         return x
-    if x.device.type != "cpu" or p * LEVELS > LEVELS - 1:
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or p * LEVELS > LEVELS - 1:
         return F.dropout(x, p)
     return _Dropout.apply(x, p)
 
@@ -36,8 +37,10 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
 class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, p: float) -> Tensor:
-        draws = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(1 << 63), None)
-        levels = draws.view(torch.int8)[: x.numel()].view(x.shape)
+        # PyTorch's generator seeds a faster one
+        seed = torch.empty((), dtype=torch.int64).random_().item()
+        draws = np.random.SFC64(seed).random_raw(-(-x.numel() // 8))
+        levels = torch.from_numpy(draws.view(np.int8))[: x.numel()].view(x.shape)
         dropped = torch.rand(*x.shape[:-1], 1).add_(p * LEVELS).to(torch.int8)
         # 7 random bits less the threshold: the sign, in all bits, is that of a number to drop
         kept = levels.bitwise_and_(LEVELS - 1).sub_(dropped).bitwise_right_shift_(7).bitwise_not_()
