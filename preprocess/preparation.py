@@ -32,10 +32,10 @@ def add_common_arguments(parser: argparse.ArgumentParser, data_set: DataSet) -> 
     """Add the options that every data set has."""
     parser.add_argument(
         "--raw",
-        type=Path,
+        type=data_set.raw_at,
         metavar="PATH",
-        help="the raw release: archive as downloaded, or unpacked directory "
-        f"(default: {data_set.download.file} in lra_data/raw/)",
+        help="the raw release: archive as downloaded, directory that holds it, or unpacked "
+        f"directory (default: {data_set.download.file} in lra_data/raw/)",
     )
     parser.add_argument(
         "--demo",

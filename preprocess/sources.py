@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,11 @@ class DataSet:
         """
         candidates = (directory / self.download.file, directory / self.download.unpacked)
         return next((path for path in candidates if path.exists()), None)
+
+    def raw_at(self, path: str) -> Path:
+        """Return the raw release that ``--raw`` names: ``path``, or the archive in it."""
+        archive = os.path.join(path, self.download.file)
+        return Path(archive if os.path.isfile(archive) else path)
 
     def require_raw(self, directory: Path = RAW_DIRECTORY) -> Path:
         """Return the raw release like :meth:`find_raw`.

@@ -58,13 +58,17 @@ def test_every_byte_is_a_symbol_and_valid_is_test(raw, prepare):
     assert dictionary.count[4:] == sorted(dictionary.count[4:], reverse=True)
 
 
-def test_archive_gives_the_same_as_the_directory(raw, prepare, tmp_path):
-    archive = tmp_path / "aclImdb_v1.tar.gz"
+def test_archive_and_its_place_give_the_same_as_the_directory(raw, prepare, tmp_path):
+    archive = tmp_path / "downloaded" / "aclImdb_v1.tar.gz"
+    archive.parent.mkdir()
     with tarfile.open(archive, "w:gz") as tar:
         for path in sorted(raw.rglob("*"), reverse=True):
             tar.add(path, path.relative_to(tmp_path), recursive=False)
-    one = files(prepare("imdb-4000", "--raw", raw, "--limit", 100))
-    two = files(prepare("imdb-4000", "--raw", archive, "--limit", 100, "--overwrite"))
+    one, two, three = (
+        files(prepare("imdb-4000", "--raw", path, "--limit", 100, "--overwrite"))
+        for path in (raw, archive, archive.parent)
+    )
+    assert two == three
     for content in (one, two):
         del content["summary.json"]  # names the source
     assert one == two
