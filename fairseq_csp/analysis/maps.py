@@ -95,10 +95,14 @@ def attention_maps(model: nn.Module, sample: dict) -> list[LayerMaps]:
         UserError: the model has no attention, or its input is too long.
     """
     calls: list[tuple[nn.Module, tuple]] = []
+    mixing = [module for module in model.modules() if isinstance(module, SelfAttention)]
+    # the attention function inside of it has one map for each head
+    mixing = mixing or [
+        module for module in model.modules() if isinstance(module, AttentionFunction)
+    ]
     hooks = [
         module.register_forward_pre_hook(lambda module, inputs: calls.append((module, inputs)))
-        for module in model.modules()
-        if isinstance(module, AttentionFunction | SelfAttention)
+        for module in mixing
     ]
     model(**sample["net_input"])
     for hook in hooks:
@@ -110,13 +114,13 @@ def attention_maps(model: nn.Module, sample: dict) -> list[LayerMaps]:
 
 def _maps(module: nn.Module, inputs: tuple) -> LayerMaps:
     if isinstance(module, SelfAttention):
-        # fairseq gives the mean of the heads only
         x = inputs[0][:, 0]
         queries, keys = (
-            project(x).unflatten(1, (module.num_heads, -1)).transpose(0, 1)
+            project(x).unflatten(1, (module.heads, -1)).transpose(0, 1)
             for project in (module.q_proj, module.k_proj)
         )
-        return LayerMaps("head", (module.scaling * queries @ keys.transpose(1, 2)).softmax(2))
+        scale = queries.size(2) ** -0.5
+        return LayerMaps("head", (scale * queries @ keys.transpose(1, 2)).softmax(2))
     values, rows, *others = inputs
     _, channels, positions = values.shape
     if isinstance(module, CSPAttention):

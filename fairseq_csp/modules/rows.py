@@ -61,3 +61,7 @@ class Rows:
         count = self.positions // size
         host = [min(max(n - k * size, 0), size) for n in self.host for k in range(count)]
         return Rows(host, size, self.device)
+
+    def repeat(self, times: int) -> "Rows":
+        """Return the rows that result when each row is taken several times, one after the other."""
+        return Rows([n for n in self.host for _ in range(times)], self.positions, self.device)

@@ -6,25 +6,42 @@ The layout is that of fairseq's multi-head attention: (positions, batch, channel
 import math
 from collections.abc import Sequence
 
-from fairseq.modules import LayerNorm, MultiheadAttention
+from fairseq.modules import LayerNorm
 from torch import Tensor, nn
 
-from fairseq_csp.modules.attention import AttentionFunction
+from fairseq_csp.modules.attention import AttentionFunction, AttentionOptions
+from fairseq_csp.modules.attention.scores import SoftmaxAttention
 from fairseq_csp.modules.pointwise import activation
 from fairseq_csp.modules.rows import Rows
 from fairseq_csp.ops.dropout import dropout
 
 
-class SelfAttention(MultiheadAttention):
-    """fairseq's multi-head attention, of rows to themselves."""
+class SelfAttention(nn.Module):
+    """Multi-head attention of rows to themselves.
+
+    Args:
+        dim: model channels.
+        heads: attention heads; they divide ``dim``.
+        dropout: probability of dropping an attention weight.
+    """
 
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
-        super().__init__(dim, heads, dropout=dropout, self_attention=True)
+        super().__init__()
+        self.heads = heads
+        self.k_proj, self.v_proj, self.q_proj, self.out_proj = (
+            nn.Linear(dim, dim) for _ in range(4)
+        )
+        _initialise([self.k_proj, self.v_proj, self.q_proj], self.out_proj)
+        self.softmax = SoftmaxAttention(AttentionOptions(dropout=dropout))
 
     def forward(self, x: Tensor, rows: Rows, turn: int) -> Tensor:
         """Map (positions, batch, dim) to the same shape; padded keys take no part."""
-        padding = None if rows.full else ~rows.mask.squeeze(1)
-        return super().forward(x, x, x, key_padding_mask=padding, need_weights=False)[0]
+        values, queries, keys = (
+            project(x).unflatten(2, (self.heads, -1)).flatten(1, 2).permute(1, 2, 0)
+            for project in (self.v_proj, self.q_proj, self.k_proj)
+        )
+        mixed = self.softmax(values, rows.repeat(self.heads), queries, keys, None)
+        return self.out_proj(mixed.permute(2, 0, 1).unflatten(1, (-1, self.heads)).flatten(2))
 
 
 class ValueAttention(nn.Module):
@@ -39,10 +56,7 @@ class ValueAttention(nn.Module):
         super().__init__()
         self.v_proj = nn.Linear(dim, dim)
         self.out_proj = nn.Linear(dim, dim)
-        # as fairseq initialises multi-head attention
-        nn.init.xavier_uniform_(self.v_proj.weight, gain=1 / math.sqrt(2))
-        nn.init.xavier_uniform_(self.out_proj.weight)
-        nn.init.zeros_(self.out_proj.bias)
+        _initialise([self.v_proj], self.out_proj)
         self.functions = nn.ModuleList(functions)
 
     def forward(self, x: Tensor, rows: Rows, turn: int) -> Tensor:
@@ -62,6 +76,14 @@ class ValueAttention(nn.Module):
         """
         dead = [name for name in state_dict if name.startswith((f"{prefix}q_", f"{prefix}k_"))]
         return sum(state_dict.pop(name).numel() for name in dead)
+
+
+def _initialise(inputs: Sequence[nn.Linear], output: nn.Linear) -> None:
+    """Initialise the projections as fairseq does in its multi-head attention."""
+    for projection in inputs:
+        nn.init.xavier_uniform_(projection.weight, gain=1 / math.sqrt(2))
+    nn.init.xavier_uniform_(output.weight)
+    nn.init.zeros_(output.bias)
 
 
 class TransformerEncoderLayer(nn.Module):

@@ -16,7 +16,11 @@ from fairseq_csp.modules.attention import (
 from fairseq_csp.modules.gated_attention_unit import GatedAttentionUnit
 from fairseq_csp.modules.relative_bias import SimpleRelativeBias
 from fairseq_csp.modules.rows import Rows
-from fairseq_csp.modules.transformer_layer import TransformerEncoderLayer, ValueAttention
+from fairseq_csp.modules.transformer_layer import (
+    SelfAttention,
+    TransformerEncoderLayer,
+    ValueAttention,
+)
 
 
 @pytest.fixture
@@ -138,3 +142,16 @@ def test_attention_dropout():
 def test_csp_options_are_checked_when_built():
     with pytest.raises(ValueError, match="shift is 'sideways'"):
         attention_class("csp")(AttentionOptions(csp_shift="sideways"))
+
+
+def test_dropping_of_weights_on_a_cpu():
+    """It has a path of its own there, which must give the same attention with little dropped."""
+    torch.manual_seed(0)
+    attention, rows = SelfAttention(12, 3, 1e-9), rows_of(7, 4)
+    x = torch.randn(7, 2, 12)
+    dropping = attention.train()(x, rows, 0)
+    for row, length in enumerate(rows.host):
+        alone = attention.eval()(x[:length, row : row + 1], rows_of(length), 0)
+        torch.testing.assert_close(dropping[:length, row : row + 1], alone)
+    attention.softmax.options = AttentionOptions(dropout=0.5)
+    assert not torch.allclose(attention.train()(x, rows, 0), dropping)

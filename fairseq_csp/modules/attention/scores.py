@@ -74,7 +74,9 @@ class SoftmaxAttention(ScoreAttention):
         self, values: Tensor, rows: Rows, queries: Tensor, keys: Tensor, bias: nn.Module | None
     ) -> Tensor:
         """Mix (batch, channels, positions) with weights (batch, positions, positions)."""
-        if isinstance(bias, SimpleRelativeBias):
+        # on a CPU the fused kernels drop no weights: whole matrices would take their place
+        drops_on_cpu = self.training and self.options.dropout and values.device.type == "cpu"
+        if isinstance(bias, SimpleRelativeBias) or drops_on_cpu:
             return super().forward(values, rows, queries, keys, bias)
         queries = queries * self.scale(queries, rows)
         if bias is not None:
