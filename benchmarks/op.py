@@ -6,16 +6,7 @@ python -m benchmarks.op --help
 import sys
 from dataclasses import dataclass, field
 
-from benchmarks.report import (
-    Measurements,
-    heading,
-    markdown,
-    matching,
-    parser,
-    ratio,
-    shown,
-    write,
-)
+from benchmarks.report import Measurements, markdown, measure, parser, ratio, shown
 
 COLUMNS = [
     "forward and backward",
@@ -72,15 +63,15 @@ WORKS = (
 TINY = tuple(Work(name, (2, 8, 64)) for name in dict.fromkeys(work.operator for work in WORKS))
 
 
-def measured_row(work: Work, measurements: Measurements) -> dict:
+def measured_rows(work: Work, measurements: Measurements) -> list[dict]:
     """Measure one piece of work.
 
     Returns:
-        A row of the table; the keys are told in ``docs/speed.md``.
+        Its one row of the table; the keys are told in ``docs/speed.md``.
     """
     answers = measurements.best(work.specs())
     ours, naive = answers["ours"], answers["naive"]
-    return {
+    row = {
         "name": work.name,
         "operator": work.operator,
         "shape": work.shape,
@@ -90,6 +81,7 @@ def measured_row(work: Work, measurements: Measurements) -> dict:
         "speed_ratio": ratio(naive, "seconds", ours, "seconds"),
         "copy_ratio": ratio(ours, "seconds", ours, "copy_seconds"),
     }
+    return [row]
 
 
 def table(rows: list[dict]) -> str:
@@ -127,18 +119,7 @@ def main(arguments: list[str]) -> None:
     options.add_argument("--tiny", action="store_true", help="tiny sizes, to try the command")
     args = options.parse_args(arguments)
     works = {work.name: work for work in (TINY if args.tiny else WORKS)}
-    chosen = matching(list(works), args.only)
-    measurements = Measurements("benchmarks.operators", args)
-    rows = []
-    for number, name in enumerate(chosen, 1):
-        sys.stderr.write(f"{number} of {len(chosen)}: {name}\n")
-        rows.append(measured_row(works[name], measurements))
-    conditions = measurements.conditions()
-    write(
-        f"{heading(conditions)}\n{table(rows)}",
-        {"conditions": conditions, "rows": rows},
-        args.json,
-    )
+    measure("benchmarks.operators", works, measured_rows, table, args)
 
 
 if __name__ == "__main__":

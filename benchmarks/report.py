@@ -11,9 +11,11 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 GIGABYTE = 1 << 30
@@ -108,9 +110,41 @@ class Measurements:
         }
 
 
-def heading(conditions: dict[str, object]) -> str:
-    """Return the conditions as a Markdown list."""
-    return "".join(f"- {name.replace('_', ' ')}: {value}\n" for name, value in conditions.items())
+def measure(
+    module: str,
+    works: dict[str, Any],
+    rows_of: Callable[[Any, Measurements], list[dict]],
+    tables: Callable[[list[dict]], str],
+    args: argparse.Namespace,
+) -> list[dict]:
+    """Measure the works that ``--only`` chooses, print conditions and tables, write ``--json``.
+
+    Args:
+        module: what a measuring process runs.
+        works: what there is to measure, by name.
+        rows_of: measures one of them and gives rows of the table.
+        tables: gives the rows as Markdown.
+        args: the command's options.
+
+    Returns:
+        The rows.
+
+    Raises:
+        SystemExit: ``--only`` matches nothing.
+    """
+    chosen = matching(list(works), args.only)
+    measurements = Measurements(module, args)
+    rows = []
+    for number, name in enumerate(chosen, 1):
+        sys.stderr.write(f"{number} of {len(chosen)}: {name}\n")
+        rows += rows_of(works[name], measurements)
+    conditions = measurements.conditions()
+    for name, value in conditions.items():
+        sys.stdout.write(f"- {name.replace('_', ' ')}: {value}\n")
+    sys.stdout.write(f"\n{tables(rows)}")
+    if args.json is not None:
+        args.json.write_text(json.dumps({"conditions": conditions, "rows": rows}, indent=1) + "\n")
+    return rows
 
 
 def markdown(columns: list[str], rows: list[list[str]]) -> str:
@@ -141,13 +175,6 @@ def ratio(over: dict, over_key: str, under: dict, under_key: str) -> float | Non
 def shown(number: float | None, pattern: str) -> str:
     """Format a number, and the lack of one."""
     return "" if number is None else format(number, pattern)
-
-
-def write(text: str, numbers: dict, file: Path | None) -> None:
-    """Print the tables; write the numbers to a file where one is given."""
-    sys.stdout.write(text)
-    if file is not None:
-        file.write_text(json.dumps(numbers, indent=1) + "\n")
 
 
 def _best(answers: list[dict]) -> dict:

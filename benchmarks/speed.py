@@ -8,16 +8,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.report import (
-    Measurements,
-    heading,
-    markdown,
-    matching,
-    parser,
-    ratio,
-    shown,
-    write,
-)
+from benchmarks.report import Measurements, markdown, measure, parser, ratio, shown
 
 LENGTHS = (1024, 2048, 4000, 16384)
 MECHANISMS = (
@@ -198,18 +189,7 @@ def main(arguments: list[str]) -> None:
     """
     args = _parse(arguments)
     works = {work.name: work for work in all_work(args.lengths, args.tokens)}
-    chosen = matching(list(works), args.only)
-    measurements = Measurements("benchmarks.step", args)
-    rows = []
-    for number, name in enumerate(chosen, 1):
-        sys.stderr.write(f"{number} of {len(chosen)}: {name}\n")
-        rows += measured_rows(works[name], measurements)
-    conditions = measurements.conditions()
-    write(
-        f"{heading(conditions)}\n{tables(rows)}",
-        {"conditions": conditions, "rows": rows},
-        args.json,
-    )
+    rows = measure("benchmarks.step", works, measured_rows, tables, args)
     if args.plot:
         from benchmarks.plots import plot
 
