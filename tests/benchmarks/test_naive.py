@@ -2,30 +2,14 @@
 
 import pytest
 import torch
+from building import small
 
-from benchmarks.models import build_model, random_sample
+from benchmarks.models import random_sample
 from benchmarks.naive import NaiveModel
 from fairseq_csp.criterions.lra_cross_entropy import LRACrossEntropyCriterion
-
-# the models here are too small for more, and tests run beside one another
-torch.set_num_threads(1)
+from fairseq_csp.parameters import SYMBOLS
 
 LENGTH = 24
-TINY = {
-    "dropout": 0.0,
-    "attention_dropout": 0.0,
-    "act_dropout": 0.0,
-    "encoder_layers": 2,
-    "encoder_embed_dim": 8,
-    "encoder_hidden_dim": 12,
-    "encoder_ffn_embed_dim": 10,
-    "encoder_attention_heads": 2,
-    "z_dim": 6,
-    "n_dim": 3,
-    "classifier_out_dim": 9,
-    "max_positions": 30,
-    "chunk_size": -1,
-}
 MODELS = [
     *(("mega_lra_imdb", {"attention": name}) for name in ("csp", "softmax", "relu2", "laplace")),
     ("mega_lra_imdb", {"attention": "csp", "truncation_length": 5}),
@@ -40,11 +24,7 @@ MODELS = [
 
 
 def build(arch, options):
-    model = build_model(arch, LENGTH, **(TINY | options))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            # biases start at 0, which would hide a mistake
-            parameter += torch.randn_like(parameter) * 0.1
+    model = small(arch, symbols=SYMBOLS["imdb"], **options)
     return model, random_sample(model, 3, LENGTH)
 
 
