@@ -17,6 +17,7 @@ from running import TINY, TRAINING, logged, train
 
 from preprocess.__main__ import main as preprocess
 
+VALIDATION = ["--user-dir", ROOT / "fairseq_csp", "--cpu"]
 HEADER = 26  # bytes of an index before the lengths
 FLAGS = {
     "text": ["--task", "lra-text", "--arch", "mega_lra_imdb"],
@@ -264,12 +265,13 @@ def run(monkeypatch):
     return run
 
 
-def sentence(caught):
-    """The message of an exit with status 1; it is one line without a traceback."""
+def refused(words, run, command, *arguments):
+    """The command exits with status 1 and one line without a traceback, which has these words."""
+    with pytest.raises(SystemExit) as caught:
+        run(command, *arguments)
     message = caught.value.code
-    assert isinstance(message, str), message
-    assert "\n" not in message
-    return message
+    assert isinstance(message, str) and "\n" not in message, message
+    assert [word for word in words if word not in message] == [], message
 
 
 @pytest.mark.parametrize("kind", FLAGS)
@@ -284,11 +286,8 @@ def test_one_sentence_before_training_starts(case, whole, run, tmp_path):
         shutil.copytree(source, tmp_path / source.name)
     data, save = tmp_path / case.kind, tmp_path / "save"
     case.damage(data)
-    words = [data, *TRAINING, *TINY, *FLAGS[case.kind], *case.flags, "--save-dir", save]
-    with pytest.raises(SystemExit) as caught:
-        run(fairseq_train, *words)
-    message = sentence(caught)
-    assert [word for word in case.words if word not in message] == [], message
+    refused(case.words, run, fairseq_train, data, *TRAINING, *TINY, *FLAGS[case.kind],
+            *case.flags, "--save-dir", save)  # fmt: skip
     assert not run.begun
     assert not save.exists() or not list(save.iterdir())
 
@@ -316,11 +315,8 @@ def checkpoint(whole):
 def test_training_goes_on_from_no_other_model(flags, words, checkpoint, whole, run, tmp_path):
     shutil.copytree(checkpoint.parent, tmp_path / "save")
     before = {path: path.read_bytes() for path in (tmp_path / "save").iterdir()}
-    with pytest.raises(SystemExit) as caught:
-        run(fairseq_train, whole / "text", *TRAINING, *TINY, *FLAGS["text"], *flags,
+    refused(words, run, fairseq_train, whole / "text", *TRAINING, *TINY, *FLAGS["text"], *flags,
             "--save-dir", tmp_path / "save")  # fmt: skip
-    message = sentence(caught)
-    assert [word for word in words if word not in message] == [], message
     assert {path: path.read_bytes() for path in (tmp_path / "save").iterdir()} == before
 
 
@@ -338,11 +334,7 @@ def test_validation_needs_the_dictionary_of_the_checkpoint(
     data = shutil.copytree(whole / "text", tmp_path / "text")
     path = data / "src-bin" / "dict.txt"
     path.write_text(change(path.read_text()))
-    with pytest.raises(SystemExit) as caught:
-        run(fairseq_validate, data, "--user-dir", ROOT / "fairseq_csp", "--path", checkpoint,
-            "--cpu")  # fmt: skip
-    message = sentence(caught)
-    assert [word for word in words if word not in message] == [], message
+    refused(words, run, fairseq_validate, data, *VALIDATION, "--path", checkpoint)
 
 
 @pytest.mark.parametrize(
@@ -355,9 +347,7 @@ def test_validation_needs_the_dictionary_of_the_checkpoint(
     ids=["not there", "not given", "replaced"],
 )
 def test_validation_needs_a_checkpoint(flags, message, whole, run):
-    with pytest.raises(SystemExit) as caught:
-        run(fairseq_validate, whole / "text", "--user-dir", ROOT / "fairseq_csp", "--cpu", *flags)
-    assert sentence(caught).startswith(message)
+    refused([message], run, fairseq_validate, whole / "text", *VALIDATION, *flags)
 
 
 def test_longer_texts_are_cut_and_counted(whole, run, tmp_path):
