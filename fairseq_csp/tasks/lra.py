@@ -83,6 +83,13 @@ class LRATask(FairseqTask):
             )
         return super().build_model(cfg, from_checkpoint)
 
+    def can_reuse_epoch_itr(self, dataset: FairseqDataset) -> bool:
+        """Whether a data set's loader serves all epochs: its examples stay what they are.
+
+        fairseq 0.12.2 would start new loader processes at each epoch and let the old ones pile up.
+        """
+        return True
+
     def get_batch_iterator(self, *args: object, **kwargs: object) -> iterators.EpochBatchIterating:
         """Return an iterator over all examples.
 

@@ -1,6 +1,7 @@
 """Text of one or two documents an example."""
 
 import argparse
+import multiprocessing
 
 import numpy as np
 import pytest
@@ -111,6 +112,19 @@ def test_every_example_is_kept(pairs):
     )
     batches = list(itr.next_epoch_itr(shuffle=False))
     assert [batch["nsentences"] for batch in batches] == [9, 3]
+
+
+def test_one_loader_process_serves_all_epochs(pairs):
+    """fairseq 0.12.2 would start another one at each epoch, and keep the earlier ones."""
+    task, _ = setup(pairs)
+    task.load_dataset("train")
+    before = len(multiprocessing.active_children())
+    for epoch in (1, 2, 3):
+        itr = task.get_batch_iterator(
+            task.dataset("train"), max_sentences=4, num_workers=1, epoch=epoch
+        )
+        assert len(list(itr.next_epoch_itr())) == 3
+        assert len(multiprocessing.active_children()) == before + 1
 
 
 def test_batches_by_tokens(pairs):
