@@ -56,7 +56,11 @@ def test_overwrite_replaces_and_its_absence_refuses(tmp_path):
 def test_an_interrupted_command_leaves_nothing(tmp_path, number):
     command = [sys.executable, "-m", "preprocess", "listops", "--out", str(tmp_path / "set")]
     process = subprocess.Popen(
-        [*command, "--workers", "2"], stderr=subprocess.PIPE, start_new_session=True
+        [*command, "--workers", "2"],
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        # a shell that runs the tests in the background has SIGINT ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob(".set.partial-*/*")) and time.monotonic() < deadline:
