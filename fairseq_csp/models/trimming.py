@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 # measured on 2 CPU cores: what one more pass through the encoder costs, in positions
-PASS_COST = 1000
+PASS_COST = 600
 
 
 def trimmed_parts(lengths: Sequence[int]) -> list[list[int]]:

@@ -5,6 +5,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 from fairseq_csp.ops.csp import row_lengths
 
@@ -54,7 +55,11 @@ class Rows:
 
     def zero_padding(self, values: Tensor) -> Tensor:
         """Set the padded positions of ``values`` (batch, channels, positions) to 0."""
-        return values if self.full else values.masked_fill(~self.mask, 0)
+        if self.full:
+            return values
+        if values.device.type != "cpu" or torch.compiler.is_compiling():
+            return values.masked_fill(~self.mask, 0)
+        return _ZeroPadding.apply(values, self.host)
 
     def chunks(self, size: int) -> "Rows":
         """Return the rows that result when each row is cut into chunks of ``size`` positions."""
@@ -65,3 +70,24 @@ class Rows:
     def repeat(self, times: int) -> "Rows":
         """Return the rows that result when each row is taken several times, one after the other."""
         return Rows([n for n in self.host for _ in range(times)], self.positions, self.device)
+
+
+class _ZeroPadding(torch.autograd.Function):
+    """Row by row; on a CPU a mask takes several times as long."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, values: Tensor, lengths: tuple[int, ...]) -> Tensor:
+        ctx.lengths = lengths
+        return _zeroed(values, lengths)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
+        return _zeroed(grad, ctx.lengths), None
+
+
+def _zeroed(values: Tensor, lengths: tuple[int, ...]) -> Tensor:
+    out = values.clone()
+    for row, length in zip(out, lengths, strict=True):
+        row[:, length:] = 0
+    return out
