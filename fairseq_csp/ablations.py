@@ -21,15 +21,18 @@ logger = logging.getLogger("ablations")
 # value (and feed-forward) channels with which MEGA with CSP has as many parameters as with softmax,
 # which has query and key parts besides: 601,614 and 602,658
 EQUAL_PARAMETERS = "183"
-# of each ablation the variants by name: attention function and flags
-ABLATIONS: dict[str, dict[str, tuple[str, list[str]]]] = {
-    "shift": {name: ("csp", ["--csp-shift", name]) for name in ("exponential", "linear", "none")},
-    "group-size": {name: ("csp", ["--csp-group-size", name]) for name in ("2", "4", "8", "full")},
-    "order": {name: ("csp", ["--csp-order", name]) for name in ("shift_sort", "sort_shift")},
-    "attention": {
-        "softmax": ("softmax", []),
-        "csp": ("csp", []),
+# the variant that is in every ablation: CSP by its defaults
+CSP: dict[str, tuple[str, list[str]]] = {"csp": ("csp", [])}
+# of each ablation the variants by the names of their directories: attention function and flags
+ABLATIONS = {
+    "shift": CSP | {f"shift-{name}": ("csp", ["--csp-shift", name]) for name in ("linear", "none")},
+    "group-size": CSP
+    | {f"group-size-{name}": ("csp", ["--csp-group-size", name]) for name in ("4", "8", "full")},
+    "order": CSP | {"order-sort_shift": ("csp", ["--csp-order", "sort_shift"])},
+    "attention": CSP
+    | {
         "csp-equal-parameters": ("csp", ["--encoder-hidden-dim", EQUAL_PARAMETERS]),
+        "softmax": ("softmax", []),
     },
 }
 
@@ -43,10 +46,10 @@ def main(arguments: list[str]) -> int:
     end = arguments.index("--") if "--" in arguments else len(arguments)
     args = _parser().parse_args(arguments[:end])
     extra = arguments[end + 1 :]
-    directory = args.out / args.ablation
+    variants = ABLATIONS[args.ablation]
     for seed in range(args.seeds):
-        for name, (attention, flags) in ABLATIONS[args.ablation].items():
-            run = directory / name / f"seed-{seed}"
+        for name, (attention, flags) in variants.items():
+            run = args.out / name / f"seed-{seed}"
             words = [
                 "model_name=mega",
                 f"dataset_name={args.dataset}",
@@ -60,7 +63,7 @@ def main(arguments: list[str]) -> int:
             status = _train(run, words)
             if status:
                 return status
-    sys.stdout.write(markdown_report(find_runs([directory])))
+    sys.stdout.write(markdown_report(find_runs(args.out / name for name in variants)))
     return 0
 
 

@@ -31,7 +31,8 @@ def started(trained_run, monkeypatch):
         (run / "result.json").write_text(json.dumps(FINISHED))
         state = torch.load(run / "checkpoint_last.pt", weights_only=True)
         state["cfg"]["common"]["seed"] = choice.seed
-        state["cfg"]["model"]["csp_shift"] = choice.extra[1]
+        if "--csp-shift" in choice.extra:
+            state["cfg"]["model"]["csp_shift"] = choice.extra[1]
         torch.save(state, run / "checkpoint_last.pt")
         return subprocess.CompletedProcess(command, 0)
 
@@ -44,18 +45,26 @@ def test_every_variant_is_trained_once_and_shown(started, tmp_path, capsys):
     assert ablations.main(command) == 0
     assert len(started) == 9
     assert {choice.extra for choice in started} == {
-        ("--csp-shift", name, "--max-update", "9") for name in ("exponential", "linear", "none")
+        (*flags, "--max-update", "9")
+        for flags in ((), ("--csp-shift", "linear"), ("--csp-shift", "none"))
     }
     shown = capsys.readouterr().out
     for name in ("exponential", "linear", "none"):
         assert f"| csp | --csp-shift {name} | 0, 1, 2 |" in shown
 
     # again: nothing is left to do but what was not finished
-    (tmp_path / "shift" / "linear" / "seed-1" / "result.json").unlink()
+    (tmp_path / "shift-linear" / "seed-1" / "result.json").unlink()
     started.clear()
     assert ablations.main(command) == 0
     assert [(choice.extra[1], choice.seed) for choice in started] == [("linear", 1)]
     assert capsys.readouterr().out == shown
+
+
+def test_what_two_ablations_share_is_trained_once(started, tmp_path):
+    for ablation in ablations.ABLATIONS:
+        ablations.main([ablation, "--seeds", "1", "--out", str(tmp_path)])
+    words = [(choice.attention, choice.extra) for choice in started]
+    assert len(words) == len(set(words)) == 9
 
 
 def test_runs_of_other_flags_are_not_taken_for_these(started, tmp_path):
