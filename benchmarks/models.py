@@ -1,6 +1,7 @@
 """Models and batches to be measured."""
 
 from argparse import Namespace
+from collections.abc import Callable
 
 import torch
 from fairseq.data import Dictionary
@@ -8,6 +9,7 @@ from fairseq.models import ARCH_CONFIG_REGISTRY
 from torch import Tensor
 
 import fairseq_csp  # noqa: F401 (registers the architectures)
+from fairseq_csp.criterions.lra_cross_entropy import LRACrossEntropyCriterion
 from fairseq_csp.models.config import LRAConfig
 from fairseq_csp.models.lra import LRAModel
 from fairseq_csp.parameters import SYMBOLS
@@ -51,6 +53,25 @@ def random_sample(model: LRAModel, batch: int, length: int) -> dict[str, object]
         "target": torch.randint(model.cfg.sentence_class_num, (batch,)).to(device),
         "ntokens": batch * length,
     }
+
+
+def training_step(
+    model: LRAModel, sample: dict[str, object], function: Callable[..., Tensor] | None = None
+) -> Callable[[], None]:
+    """Return a call that makes one forward and backward pass of the criterion's loss.
+
+    Args:
+        model: whose parameters take the gradients, anew in each call.
+        sample: a batch.
+        function: computes the model's logits in its stead.
+    """
+    criterion = LRACrossEntropyCriterion(None)
+
+    def step() -> None:
+        model.zero_grad(set_to_none=True)
+        criterion(function or model, sample)[0].backward()
+
+    return step
 
 
 def _random_source(model: LRAModel, shape: tuple[int, int]) -> Tensor:

@@ -8,15 +8,13 @@ import os
 import random
 import statistics
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from benchmarks.measure import Machine, best_times, keep_freed_memory
-from benchmarks.models import build_model, random_sample
+from benchmarks.models import build_model, random_sample, training_step
 from benchmarks.report import markdown
-from fairseq_csp.criterions.lra_cross_entropy import LRACrossEntropyCriterion
 from fairseq_csp.data.tokens import load_tokens
 
 COLUMNS = [
@@ -49,21 +47,19 @@ def measured_row(lengths: list[int], machine: Machine, budget: float) -> list[fl
         source[row, length:] = model.encoder.encoder.padding
     padded["net_input"]["src_lengths"] = torch.tensor(lengths).to(machine.device)
     equal = random_sample(model, rows, round(tokens / rows))
-    criterion = LRACrossEntropyCriterion(None)
+    trimmed = training_step(model, padded)
+    flat = training_step(model, equal)
 
-    def step(sample: dict, trim: bool) -> Callable[[], None]:
-        def call() -> None:
-            model.encoder.trim = trim
-            model.zero_grad(set_to_none=True)
-            criterion(model, sample)[0].backward()
+    def kept() -> None:
+        model.encoder.trim = False
+        trimmed()
+        model.encoder.trim = True
 
-        return call
-
-    calls = [step(padded, True), step(padded, False), step(equal, True)]
+    calls = [trimmed, kept, flat]
     for call in calls:
         call()
-    trimmed, kept, flat = (tokens / s for s in best_times(machine, calls, budget))
-    return [tokens, longest, trimmed, kept, flat, trimmed / flat]
+    speeds = [tokens / seconds for seconds in best_times(machine, calls, budget)]
+    return [tokens, longest, *speeds, speeds[0] / speeds[2]]
 
 
 def main(arguments: list[str]) -> None:

@@ -13,9 +13,8 @@ from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.measure import Machine, keep_freed_memory
-from benchmarks.models import build_model, random_sample
+from benchmarks.models import build_model, random_sample, training_step
 from benchmarks.report import markdown
-from fairseq_csp.criterions.lra_cross_entropy import LRACrossEntropyCriterion
 
 REST = "everything else"
 # kinds of work by a part of a function's name, for all that it calls
@@ -60,12 +59,7 @@ def step_shares(
     """
     model = build_model("mega_lra_imdb", length, attention="csp").to(dtype)
     sample = random_sample(model, batch, length)
-    criterion = LRACrossEntropyCriterion(None)
-
-    def step() -> None:
-        model.zero_grad(set_to_none=True)
-        criterion(model, sample)[0].backward()
-
+    step = training_step(model, sample)
     for _ in range(3):
         step()
     steps = []

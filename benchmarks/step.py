@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.measure import Machine, best_times, serve
-from benchmarks.models import build_model, random_sample
+from benchmarks.models import build_model, random_sample, training_step
 from benchmarks.naive import NaiveModel
-from fairseq_csp.criterions.lra_cross_entropy import LRACrossEntropyCriterion
 
 
 def measure_step(machine: Machine, spec: dict) -> dict:
@@ -27,13 +26,7 @@ def measure_step(machine: Machine, spec: dict) -> dict:
     model = build_model(spec["arch"], spec["length"], **spec["options"]).to(machine.device)
     model = model.to(getattr(torch, spec["dtype"]))
     sample = random_sample(model, spec["batch"], spec["length"])
-    criterion = LRACrossEntropyCriterion(None)
-    function = NaiveModel(model) if spec["naive"] else model
-
-    def step() -> None:
-        model.zero_grad(set_to_none=True)
-        criterion(function, sample)[0].backward()
-
+    step = training_step(model, sample, NaiveModel(model) if spec["naive"] else None)
     machine.limit_memory()
     peak = machine.peak_bytes(step, model.zero_grad)
     (seconds,) = best_times(machine, [step], spec["budget"])

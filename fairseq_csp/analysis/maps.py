@@ -16,7 +16,6 @@ from fairseq_csp.analysis.output import save
 from fairseq_csp.errors import UserError
 from fairseq_csp.modules.attention import AttentionFunction
 from fairseq_csp.modules.attention.csp import CSPAttention
-from fairseq_csp.modules.transformer_layer import SelfAttention
 from fairseq_csp.ops.csp import permutation_matrix
 from fairseq_csp.plots import load_pyplot
 
@@ -95,11 +94,7 @@ def attention_maps(model: nn.Module, sample: dict) -> list[LayerMaps]:
         UserError: the model has no attention, or its input is too long.
     """
     calls: list[tuple[nn.Module, tuple]] = []
-    mixing = [module for module in model.modules() if isinstance(module, SelfAttention)]
-    # the attention function inside of it has one map for each head
-    mixing = mixing or [
-        module for module in model.modules() if isinstance(module, AttentionFunction)
-    ]
+    mixing = [module for module in model.modules() if isinstance(module, AttentionFunction)]
     hooks = [
         module.register_forward_pre_hook(lambda module, inputs: calls.append((module, inputs)))
         for module in mixing
@@ -109,18 +104,11 @@ def attention_maps(model: nn.Module, sample: dict) -> list[LayerMaps]:
         hook.remove()
     if not calls:
         raise UserError("the model has no attention function, so there is no map to draw")
-    return [_maps(module, inputs) for module, inputs in calls[: model.cfg.encoder_layers]]
+    heads = model.cfg.encoder_attention_heads if model.cfg.layer_type == "transformer" else 1
+    return [_maps(module, inputs, heads) for module, inputs in calls[: model.cfg.encoder_layers]]
 
 
-def _maps(module: nn.Module, inputs: tuple) -> LayerMaps:
-    if isinstance(module, SelfAttention):
-        x = inputs[0][:, 0]
-        queries, keys = (
-            project(x).unflatten(1, (module.heads, -1)).transpose(0, 1)
-            for project in (module.q_proj, module.k_proj)
-        )
-        scale = queries.size(2) ** -0.5
-        return LayerMaps("head", (scale * queries @ keys.transpose(1, 2)).softmax(2))
+def _maps(module: nn.Module, inputs: tuple, heads: int) -> LayerMaps:
     values, rows, *others = inputs
     _, channels, positions = values.shape
     if isinstance(module, CSPAttention):
@@ -143,7 +131,8 @@ def _maps(module: nn.Module, inputs: tuple) -> LayerMaps:
         return LayerMaps("channel", maps[0])
     # the weights do not depend on the values: those of a unit matrix are the map itself
     unit = torch.eye(positions, dtype=values.dtype).expand(len(values), -1, -1)
-    return LayerMaps("", module(unit, rows, *others)[:1].transpose(1, 2))
+    maps = module(unit, rows, *others)[:heads].transpose(1, 2)
+    return LayerMaps("head" if heads > 1 else "", maps)
 
 
 def chosen(maps: LayerMaps, numbers: Sequence[int] | None) -> Iterator[tuple[str, Tensor]]:

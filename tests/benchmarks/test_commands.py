@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from benchmarks import op, profile, speed
+from benchmarks import op, padding, profile, speed
 
 QUICK = ["--rounds", "1", "--budget", "0", "--threads", "1", "--device", "cpu"]
 CONDITIONS = {"date", "machine", "device", "threads", "torch", "memory_limit_gb", "allocator"}
@@ -130,3 +130,21 @@ def test_profile():
     )
     for share in (2, 4):
         assert sum(int(row[share]) for row in rows) == pytest.approx(100, abs=4)
+
+
+def test_padding(tiny_listops):
+    command = [sys.executable, "-m", "benchmarks.padding", tiny_listops, "--batch-size", "3"]
+    command += ["--batches", "2", "--budget", "0", "--threads", "1", "--device", "cpu"]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert answer.returncode == 0, answer.stderr
+    head, _, *rows = table_rows(answer.stdout)
+    assert head == padding.COLUMNS
+    assert len(rows) == 2
+    rates = []
+    for row in rows:
+        tokens, longest, trimmed, _, equal = (int(cell.replace(",", "")) for cell in row[:-1])
+        assert longest < tokens <= 3 * longest
+        rates.append(float(row[-1]))
+        assert rates[-1] == pytest.approx(trimmed / equal, abs=0.01, rel=0.05)
+    mean = float(answer.stdout.rpartition(": ")[2])
+    assert mean == pytest.approx(sum(rates) / 2, abs=0.011)
