@@ -1,11 +1,11 @@
-"""Pictures of what the mechanism does: maps, collapse, reach; each with its numbers as CSV."""
+"""Pictures of what the mechanism does, each with its numbers as CSV."""
 
 import argparse
 import logging
 import sys
 from pathlib import Path
 
-from fairseq_csp.analysis import collapse, maps, reach
+from fairseq_csp.analysis import collapse, maps, rank, reach
 from fairseq_csp.errors import UserError
 from fairseq_csp.ops.csp import FULL, ORDERS
 
@@ -43,6 +43,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--layers", type=_numbers, metavar="N,N,...", help="layers, from 0 (first, middle, last)")
     add("--channels", type=_numbers, metavar="N,N,...", help="channels or heads (three of them)")
 
+    add = command("rank", "how alike a row's vectors become in trained models").add_argument
+    add("checkpoints", nargs="+", type=Path, metavar="CHECKPOINT", help="checkpoints to compare")
+    add("--data", type=Path, help="the prepared data, where it is not where it was in training")
+    add("--split", default="valid", help="split of the inputs")
+    add("--examples", type=int, default=16, help="how many inputs, spread over the split")
+
     add = command("collapse", "how alike the rows become in deep random stacks").add_argument
     add("--positions", type=int, default=256, help="length of the row")
     add("--channels", type=int, default=128, help="channels")
@@ -78,6 +84,8 @@ def main(arguments: list[str]) -> int:
             args.layers,
             args.channels,
         )
+    elif args.command == "rank":
+        rank.draw(args.out, args.checkpoints, args.data, args.split, args.examples)
     elif args.command == "collapse":
         if args.channels % collapse.HEADS:
             raise UserError(

@@ -2,9 +2,9 @@
 
 Source: the residual norm of "Attention is not all you need: pure attention loses rank doubly
 exponentially with depth" (arXiv 2103.03404, section 2); that permutations do not lose it is argued
-in arXiv 2410.10914. The layers are this package's own at initialisation: fairseq's multi-head
-attention, and value and output projections around CSP, around its shift alone, or around a random
-permutation of each channel, which is here for comparison only. Their biases are set to 0: they add
+in arXiv 2410.10914. The layers are this package's own at initialisation: multi-head attention, and
+value and output projections around CSP, around its shift alone, or around a random permutation of
+each channel, which is here for comparison only. Their biases are set to 0: they add
 the same numbers to every row, which makes rows alike whatever mixes them.
 """
 

@@ -48,6 +48,16 @@ def test_maps_of_a_checkpoint_are_drawn(trained_run, tmp_path):
     assert inputs == list(range(len(one)))
 
 
+def test_rank_of_checkpoints_is_drawn(trained_run, tmp_path):
+    checkpoints = [trained_run / name for name in ("checkpoint_best.pt", "checkpoint_last.pt")]
+    rows = drawn(tmp_path, "rank", *checkpoints, "--examples", "3")
+    assert [row["checkpoint"] for row in rows] == [str(file) for file in checkpoints for _ in "012"]
+    assert [row["layers"] for row in rows] == ["0", "1", "2"] * 2
+    for row in rows:
+        assert 0 < float(row["residual_norm"]) <= 1
+        assert 1 <= float(row["stable_rank"]) <= 16
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
