@@ -30,24 +30,24 @@ def layer_by_layer(model: nn.Module, samples: Sequence[dict]) -> list[tuple[floa
     if model.cfg.layer_type == "lstm":
         raise UserError("the model is an LSTM, so there are no layers of positions to look into")
     layers = model.encoder.encoder.layers
-    by_layer: list[list[Tensor]] = []
+    seen: list[Tensor] = []
+
+    def before(module: nn.Module, inputs: tuple) -> None:
+        # a shared layer is called several times
+        if not seen:
+            seen.append(inputs[0])
+
+    hooks = [layers[0].register_forward_pre_hook(before)]
+    hooks += [
+        layer.register_forward_hook(lambda module, x, out: seen.append(out)) for layer in layers
+    ]
+    by_layer = []
     for sample in samples:
-        seen: list[Tensor] = []
-
-        def before(module: nn.Module, inputs: tuple, seen: list[Tensor] = seen) -> None:
-            # a shared layer is called several times
-            if not seen:
-                seen.append(inputs[0])
-
-        def after(module: nn.Module, inputs: tuple, out: Tensor, seen: list = seen) -> None:
-            seen.append(out)
-
-        hooks = [layers[0].register_forward_pre_hook(before)]
-        hooks += [layer.register_forward_hook(after) for layer in layers]
+        seen.clear()
         model(**sample["net_input"])
-        for hook in hooks:
-            hook.remove()
         by_layer.append([_positions_first(model, x) for x in seen[: model.cfg.encoder_layers + 1]])
+    for hook in hooks:
+        hook.remove()
     pooled = (torch.cat(parts).double() for parts in zip(*by_layer, strict=True))
     return [(residual_norm(x), stable_rank(x)) for x in pooled]
 
@@ -72,6 +72,8 @@ def draw(
     Raises:
         UserError: something asked for is not there, or matplotlib is not.
     """
+    if examples < 1:
+        raise UserError(f"--examples is {examples}: it must be at least 1")
     pyplot = load_pyplot()
     figure, panels = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
     records = []

@@ -64,6 +64,7 @@ def test_rank_of_checkpoints_is_drawn(trained_run, tmp_path):
         (["reach", "--out", "picture.svg"], "must end in .png"),
         (["collapse", "--channels", "10"], "multiple of 4 heads"),
         (["maps", "{run}/none.pt"], "is not there"),
+        (["rank", "{run}/checkpoint_best.pt", "--examples", "0"], "must be at least 1"),
         (["maps", "{run}/checkpoint_best.pt", "--longest", "2"], "raise --longest"),
         (["maps", "{run}/checkpoint_best.pt", "--example", "99"], "has 21 examples"),
         (["maps", "{run}/checkpoint_best.pt", "--layers", "7"], "no layer 7: they are 0 to 1"),
