@@ -404,6 +404,8 @@ def _in_blocks(
 def _side_by_side(values: Tensor) -> Tensor:
     if values.stride(2) == 1:
         return values
+    if _is_shuffled_fast(positions_first := values.transpose(1, 2)):
+        return _shuffled(positions_first)
     out = values.new_empty(values.shape)
     _copy(values, out)
     return out
@@ -413,10 +415,34 @@ def _copy(source: Tensor, target: Tensor) -> None:
     if source.stride(2) == target.stride(2):
         target.copy_(source)
         return
+    if _is_shuffled_fast(source):
+        target.transpose(1, 2).copy_(_shuffled(source))
+        return
     # a transposition, part by part: lines of memory are used again while they are in the cache
     parts = (tensor.split(TRANSPOSED, 2) for tensor in (source, target))
     for part, place in zip(*parts, strict=True):
         place.copy_(part)
+
+
+def _is_shuffled_fast(matrices: Tensor) -> bool:
+    return (
+        matrices.dtype == torch.float32
+        and matrices.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and matrices.is_contiguous()
+    )
+
+
+def _shuffled(matrices: Tensor) -> Tensor:
+    """Transpose contiguous (batch, rows, columns) into contiguous (batch, columns, rows).
+
+    As a channel shuffle of pixels whose channels are a whole matrix: PyTorch has vector
+    instructions for that in float32, and takes a third of the time of a strided copy.
+    """
+    batch, rows, columns = matrices.shape
+    pixels = matrices.view(1, batch, 1, rows * columns).permute(0, 3, 1, 2)
+    pixels = torch.nn.functional.channel_shuffle(pixels, rows)
+    return pixels.permute(0, 2, 3, 1).reshape(batch, columns, rows)
 
 
 def _shift(

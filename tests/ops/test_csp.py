@@ -244,6 +244,24 @@ def test_strides_and_autocast():
         assert torch.equal(channel_wise_sample_permutation(values), expected)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(1, 17, 33), (2, 64, 32), (3, 1, 40), (2, 100, 2)], ids=str)
+def test_memory_order_changes_nothing(shape, dtype):
+    """In float32 the library moves tiles of 8 or 16 numbers, and the rest one by one."""
+    results = []
+    for positions_first in True, False:
+        values, incoming = draw(*shape, dtype, seed=1), draw(*shape, dtype, seed=2)
+        if not positions_first:
+            values, incoming = (x.mT.contiguous().mT for x in (values, incoming))
+        values.requires_grad_()
+        out = channel_wise_sample_permutation(values)
+        out.backward(incoming)
+        assert values.grad.stride() == values.stride()
+        results.append((out.detach(), values.grad))
+    for first, second in zip(*results, strict=True):
+        assert torch.equal(first, second)
+
+
 def test_compiles():
     torch._dynamo.reset()
     compiled = torch.compile(channel_wise_sample_permutation, backend="aot_eager")
