@@ -34,19 +34,23 @@ def _parser() -> argparse.ArgumentParser:
         )
         return made
 
-    add = command("maps", "attention maps of trained models on one input").add_argument
-    add("checkpoints", nargs="+", type=Path, metavar="CHECKPOINT", help="checkpoints to compare")
-    add("--data", type=Path, help="the prepared data, where it is not where it was in training")
-    add("--split", default="test", help="split of the input")
+    def command_on_trained(name: str, text: str, split: str) -> argparse.ArgumentParser:
+        made = command(name, text)
+        add = made.add_argument
+        add("checkpoints", nargs="+", type=Path, metavar="CHECKPOINT", help="those to compare")
+        add("--data", type=Path, help="the prepared data, where it is not where it was in training")
+        add("--split", default=split, help="split that inputs are taken from")
+        return made
+
+    text = "attention maps of trained models on one input"
+    add = command_on_trained("maps", text, split="test").add_argument
     add("--longest", type=int, default=64, help="take the first input of at most so many positions")
     add("--example", type=int, help="take this input instead")
     add("--layers", type=_numbers, metavar="N,N,...", help="layers, from 0 (first, middle, last)")
     add("--channels", type=_numbers, metavar="N,N,...", help="channels or heads (three of them)")
 
-    add = command("rank", "how alike a row's vectors become in trained models").add_argument
-    add("checkpoints", nargs="+", type=Path, metavar="CHECKPOINT", help="checkpoints to compare")
-    add("--data", type=Path, help="the prepared data, where it is not where it was in training")
-    add("--split", default="valid", help="split of the inputs")
+    text = "how alike a row's vectors become in trained models"
+    add = command_on_trained("rank", text, split="valid").add_argument
     add("--examples", type=int, default=16, help="how many inputs, spread over the split")
 
     add = command("collapse", "how alike the rows become in deep random stacks").add_argument

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from fairseq import checkpoint_utils
 from torch import Tensor, nn
 
 from fairseq_csp.analysis.output import save
+from fairseq_csp.analysis.trained import load
 from fairseq_csp.errors import UserError
 from fairseq_csp.modules.attention import AttentionFunction
 from fairseq_csp.modules.attention.csp import CSPAttention
@@ -35,23 +35,6 @@ class LayerMaps:
 
     kind: str
     weights: Tensor
-
-
-def load(checkpoint: Path, data: Path | None) -> tuple[nn.Module, object]:
-    """Return the model of a checkpoint and its task.
-
-    Args:
-        checkpoint: written by fairseq-train.
-        data: directory of the prepared data; where the model was trained from when None.
-
-    Raises:
-        UserError: there is no such checkpoint.
-    """
-    if not checkpoint.exists():
-        raise UserError(f"{checkpoint} is not there: name a checkpoint of a training run")
-    overrides = {"data": str(data)} if data else {}
-    models, _, task = checkpoint_utils.load_model_ensemble_and_task([str(checkpoint)], overrides)
-    return models[0].eval(), task
 
 
 def example(task: object, split: str, longest: int, number: int | None) -> tuple[int, dict]:
@@ -171,7 +154,7 @@ def draw(
     Args:
         file: name of the picture (PNG); the weights go beside it as CSV, zeros left out.
         checkpoints: of one or several models.
-        data: see :func:`load`.
+        data: see :func:`fairseq_csp.analysis.trained.load`.
         split: see :func:`example`.
         longest: see :func:`example`.
         number: see :func:`example`.

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from fairseq_csp.analysis.collapse import residual_norm, stable_rank
-from fairseq_csp.analysis.maps import load
 from fairseq_csp.analysis.output import save
+from fairseq_csp.analysis.trained import load
 from fairseq_csp.errors import UserError
 from fairseq_csp.plots import load_pyplot
 
@@ -65,7 +65,7 @@ def draw(
     Args:
         file: name of the picture (PNG); the numbers go beside it as CSV.
         checkpoints: of one or several models.
-        data: see :func:`fairseq_csp.analysis.maps.load`.
+        data: see :func:`fairseq_csp.analysis.trained.load`.
         split: name of the split.
         examples: how many examples of it, spread over it.
 
