@@ -3,8 +3,6 @@
 python -m benchmarks.padding --help
 """
 
-import argparse
-import os
 import random
 import statistics
 import sys
@@ -14,7 +12,7 @@ import torch
 
 from benchmarks.measure import Machine, best_times, keep_freed_memory
 from benchmarks.models import build_model, random_sample, training_step
-from benchmarks.report import markdown
+from benchmarks.report import device_parser, markdown
 from fairseq_csp.data.tokens import load_tokens
 
 COLUMNS = [
@@ -68,18 +66,15 @@ def main(arguments: list[str]) -> None:
     Args:
         arguments: those of the command line.
     """
-    options = argparse.ArgumentParser(
-        description="Measure training steps on random batches of a text data set, float32, with "
-        "padding left out, kept, and on rows of equal lengths.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    options = device_parser(
+        "Measure training steps on random batches of a text data set, float32, with padding left "
+        "out, kept, and on rows of equal lengths."
     )
     add = options.add_argument
     add("data", type=Path, help="prepared data, such as lra_data/imdb-4000")
     add("--batch-size", type=int, default=25, help="rows of a batch")
     add("--batches", type=int, default=4, help="how many")
     add("--budget", type=float, default=30, help="seconds for each batch")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if any")
-    add("--threads", type=int, default=len(os.sched_getaffinity(0)), help="threads of the CPU")
     args = options.parse_args(arguments)
     machine = Machine(args.device, args.threads, memory=0)
     keep_freed_memory()

@@ -3,8 +3,6 @@
 python -m benchmarks.profile --help
 """
 
-import argparse
-import os
 import sys
 from collections import Counter
 
@@ -14,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.measure import Machine, keep_freed_memory
 from benchmarks.models import build_model, random_sample, training_step
-from benchmarks.report import markdown
+from benchmarks.report import markdown, threads_parser
 
 REST = "everything else"
 # kinds of work by a part of a function's name, for all that it calls
@@ -81,16 +79,13 @@ def main(arguments: list[str]) -> None:
     Args:
         arguments: those of the command line.
     """
-    options = argparse.ArgumentParser(
-        description="Show where the time of a training step of mega_lra_imdb with CSP goes, on the "
-        "CPU.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    options = threads_parser(
+        "Show where the time of a training step of mega_lra_imdb with CSP goes, on the CPU."
     )
     add = options.add_argument
     add("--batch", type=int, default=4, help="rows")
     add("--length", type=int, default=4000, help="positions of a row")
     add("--rounds", type=int, default=8, help="steps; the fastest one counts")
-    add("--threads", type=int, default=len(os.sched_getaffinity(0)), help="threads")
     args = options.parse_args(arguments)
     machine = Machine("cpu", args.threads, memory=0)
     keep_freed_memory()

@@ -23,15 +23,29 @@ GIGABYTE = 1 << 30
 LEFT_FREE = 4
 
 
-def parser(description: str) -> argparse.ArgumentParser:
-    """Return a parser of the options that all benchmark commands have."""
+def threads_parser(description: str) -> argparse.ArgumentParser:
+    """Return a parser of the option that all benchmark commands have."""
     made = argparse.ArgumentParser(
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
+    threads = len(os.sched_getaffinity(0))
+    made.add_argument("--threads", type=int, default=threads, help="threads of the CPU")
+    return made
+
+
+def device_parser(description: str) -> argparse.ArgumentParser:
+    """Return a parser of the options of a command that can measure on a GPU."""
+    made = threads_parser(description)
+    devices = ("auto", "cpu", "cuda")
+    made.add_argument("--device", choices=devices, default="auto", help="auto: a GPU if any")
+    return made
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """Return a parser of the options of a command that measures in processes of their own."""
+    made = device_parser(description)
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIGABYTE
     add = made.add_argument
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if any")
-    add("--threads", type=int, default=len(os.sched_getaffinity(0)), help="threads of the CPU")
     add("--rounds", type=int, default=3, help="processes for each number; the best counts")
     add("--budget", type=float, default=5, help="seconds to repeat a call in one process")
     add("--memory", type=float, default=max(1, int(total) - LEFT_FREE), help="limit in GB (CPU)")
