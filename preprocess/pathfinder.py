@@ -4,15 +4,18 @@
     python -m preprocess pathfinder --raw lra_release.gz    read the release (archive or directory)
     python -m preprocess pathfinder --preview sheet.png     only draw 200 images to look at
     python -m preprocess pathfinder --demo                  a small set that a small model can learn
+    python -m preprocess pathfinder --level easy --out DIR  an easier level, to begin training with
 
 Without `--raw` and `--generate` the release is read where it lies in `lra_data/raw/`, else images
 are generated. Writes `input/*.npy` and `label/*.npy`.
 
-Of the release the hard level is read, `pathfinder32/curv_contour_length_14/`: images
-`imgs/K/sample_I.png` and, despite their name, text files `metadata/K.npy` with one image a line
-(folder, file, id, label, ...). Images stand in the order of the metadata, K by number, and are
-split 80/10/10 by a permutation that `--seed` chooses. The generator is described in
-`pathfinder_generator.py`; the same seed gives the same files on any number of workers.
+The levels differ in the paddles of the long contours: 14 (hard, the task of the Long Range Arena),
+9 (intermediate) and 6 (easy). Of the release one level is read, for the hard one the folder
+`pathfinder32/curv_contour_length_14/`: images `imgs/K/sample_I.png` and, despite their name, text
+files `metadata/K.npy` with one image a line (folder, file, id, label, ...). Images stand in the
+order of the metadata, K by number, and are split 80/10/10 by a permutation that `--seed` chooses.
+The generator is described in `pathfinder_generator.py`; the same seed gives the same files on any
+number of workers.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -46,7 +49,12 @@ from preprocess.summary import SPLITS, Figures
 
 PREVIEW_IMAGES = 200
 
-_LEVEL = "curv_contour_length_14"
+# folder of the release, and paddles of a long contour
+_LEVELS = {
+    "easy": ("curv_baseline", 6),
+    "intermediate": ("curv_contour_length_9", 9),
+    "hard": ("curv_contour_length_14", 14),
+}
 _CHUNK = 256  # images decoded at a time
 _PREVIEW_COLUMNS = 20
 
@@ -88,6 +96,9 @@ def add_arguments(parser: argparse.ArgumentParser, variant: Variant = PATHFINDER
     add_common_arguments(parser, variant.data_set)
     parser.add_argument("--generate", action="store_true", help="generate the images")
     parser.add_argument(
+        "--level", choices=_LEVELS, help="of the release or of generated images (default: hard)"
+    )
+    parser.add_argument(
         "--preview",
         type=Path,
         metavar="PNG",
@@ -100,7 +111,11 @@ def run(arguments: argparse.Namespace, variant: Variant = PATHFINDER) -> None:
     if arguments.raw and (arguments.generate or arguments.demo):
         flag = "generate" if arguments.generate else "demo"
         raise UserError(f"--{flag} and --raw exclude each other")
-    settings = variant.demo if arguments.demo else variant.settings
+    if arguments.demo and arguments.level:
+        raise UserError("--demo has a level of its own: leave --level out")
+    level = arguments.level or "hard"
+    folder, paddles = _LEVELS[level]
+    settings = variant.demo if arguments.demo else replace(variant.settings, paddles=paddles)
     if arguments.preview:
         _write_preview(settings, arguments)
         return
@@ -112,9 +127,10 @@ def run(arguments: argparse.Namespace, variant: Variant = PATHFINDER) -> None:
     if raw is None and not arguments.generate and not arguments.demo:
         raw = data_set.find_raw()
     if raw:
+        options["level"] = level
         release = RawRelease(raw)
         source = release.description
-        fill = partial(_convert_release, release, variant, arguments)
+        fill = partial(_convert_release, release, variant, folder, arguments)
     else:
         source = partial(dict, generator="pathfinder", seed=arguments.seed)
         options |= asdict(settings)
@@ -178,7 +194,11 @@ class _Level:
 
 
 def _convert_release(
-    release: RawRelease, variant: Variant, arguments: argparse.Namespace, directory: Path
+    release: RawRelease,
+    variant: Variant,
+    folder: str,
+    arguments: argparse.Namespace,
+    directory: Path,
 ) -> Figures:
     """Read the images of the release once, into a spool file, then write them split.
 
@@ -186,7 +206,7 @@ def _convert_release(
         UserError: images or metadata are missing, damaged, or do not belong together.
     """
     side = variant.settings.side
-    with _read_level(release, variant, arguments.workers, directory) as level:
+    with _read_level(release, variant, folder, arguments.workers, directory) as level:
         positions, labels = _in_order_of_metadata(level)
         images = np.memmap(level.spool, np.uint8, "r", shape=(len(level.positions), side * side))
         order = np.random.default_rng(arguments.seed).permutation(len(labels))
@@ -203,16 +223,15 @@ def _convert_release(
 
 @contextmanager
 def _read_level(
-    release: RawRelease, variant: Variant, workers: int, directory: Path
+    release: RawRelease, variant: Variant, folder: str, workers: int, directory: Path
 ) -> Iterator[_Level]:
     """Yield the images and metadata of the right folder; the spool is gone afterwards.
 
     The release has ``pathfinder128`` twice, and of those the one further in,
     ``lra_release/lra_release/``, is right: the labels of the other do not fit its images.
     """
-    pattern = re.compile(
-        rf"^(.*/|){variant.folder}/{_LEVEL}/(?:(imgs/\d+/[^/]+\.png)|metadata/(\d+)\.npy)$"
-    )
+    inside = f"{variant.folder}/{folder}/"
+    pattern = re.compile(rf"^(.*/|){inside}(?:(imgs/\d+/[^/]+\.png)|metadata/(\d+)\.npy)$")
     outside = f"{release.path.resolve().as_posix()}/" if release.path.is_dir() else ""
     levels: dict[str, _Level] = {}
 
@@ -220,7 +239,7 @@ def _read_level(
 
         def encoded_images() -> Iterator[tuple[str, str, str, bytes]]:
             for name, file in release.files(
-                lambda name: bool(pattern.search(outside + name)), f"{variant.folder}/{_LEVEL}/"
+                lambda name: bool(pattern.search(outside + name)), inside
             ):
                 root, image, number = pattern.search(outside + name).groups()
                 if any(_depth(other) > _depth(root) for other in levels):
@@ -246,7 +265,7 @@ def _read_level(
                 f"{release.path} has {variant.folder} more than once ({', '.join(chosen)}); "
                 "give --raw the right one"
             )
-        logger.info("reading %s%s/%s", chosen[0], variant.folder, _LEVEL)
+        logger.info("reading %s%s", chosen[0], inside)
         levels[chosen[0]].spool.flush()
         yield levels[chosen[0]]
 

@@ -108,6 +108,17 @@ def test_same_seed_same_bytes_on_any_number_of_workers(prepare, tmp_path, name):
     assert len({tuple(split["classes"].values()) for split in summary["splits"].values()}) == 1
 
 
+def test_levels_differ_in_the_contours(prepare, tmp_path):
+    brightness = []
+    for level, paddles in (("easy", 6), ("intermediate", 9), ("hard", 14)):
+        options = ("--generate", "--level", level, "--limit", 60)
+        out = prepare("pathfinder", *options, out=tmp_path / level)
+        summary = json.loads((out / "summary.json").read_text())
+        assert summary["options"]["paddles"] == paddles
+        brightness.append(load_pixels(out, "train").mean())
+    assert brightness == sorted(brightness)
+
+
 def test_demo_is_learnable(prepare):
     out = prepare("path-x", "--demo", "--limit", 60)
     brightness = load_pixels(out, "train").mean(axis=1)
@@ -128,10 +139,10 @@ def test_preview_shows_two_hundred_images(tmp_path, capsys, fail):
 # --- the release: text metadata, K as a number (2 before 10), images in any order, extra levels
 
 
-def write_release(root, folder, side, seed):
+def write_release(root, folder, side, seed, name="curv_contour_length_14"):
     """Write one level with 3 folders of 10 images; return (pixels, label) in metadata order."""
     rng = np.random.default_rng(seed)
-    level = root / folder / "curv_contour_length_14"
+    level = root / folder / name
     (level / "metadata").mkdir(parents=True)
     content = []
     for number in (2, 1, 10):
@@ -146,7 +157,7 @@ def write_release(root, folder, side, seed):
             content.append((number, pixels.ravel(), label))
         (level / "metadata" / f"{number}.npy").write_text("\n".join(lines) + "\n")
     easier = root / folder / "curv_contour_length_9" / "imgs" / "0"
-    easier.mkdir(parents=True)
+    easier.mkdir(parents=True, exist_ok=True)
     (easier / "sample_0.png").write_bytes(b"not to be read")
     content.sort(key=lambda item: item[0])
     return [(pixels, label) for _, pixels, label in content]
@@ -183,6 +194,14 @@ def test_the_folder_itself_will_do(release, prepare):
     directory, content = release
     folder = directory / "lra_release" / "lra_release" / "pathfinder128"
     check(prepare("path-x", "--raw", folder, "--limit", 100), content["path-x"])
+
+
+def test_other_levels_of_the_release(release, prepare, tmp_path):
+    directory, _ = release
+    content = write_release(directory, "pathfinder32", 32, seed=4, name="curv_baseline")
+    out = prepare("pathfinder", "--raw", directory, "--level", "easy", "--limit", 100)
+    check(out, content)
+    assert json.loads((out / "summary.json").read_text())["options"]["level"] == "easy"
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -223,3 +242,7 @@ def test_broken_releases_are_named(release, fail, tmp_path):
 
 def test_generator_options_do_not_go_with_raw(release, fail):
     assert "--generate" in fail("pathfinder", "--raw", release[0], "--generate")
+
+
+def test_the_demo_has_no_level(fail):
+    assert "leave --level out" in fail("pathfinder", "--demo", "--level", "easy")
