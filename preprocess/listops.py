@@ -77,6 +77,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             metavar="N",
             help=f"generator (default: {field.default}; demo: {getattr(DEMO, field.name)})",
         )
+    parser.add_argument(
+        "--dictionaries",
+        type=Path,
+        metavar="DIR",
+        help="a prepared ListOps set whose dictionaries to take, so that models trained on either "
+        "set can be trained further on the other (default: new ones, by falling count)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -94,7 +101,9 @@ def run(arguments: argparse.Namespace) -> None:
         prepare(
             DATA_SET,
             arguments,
-            partial(read_release, release, limit=arguments.limit),
+            partial(
+                read_release, release, limit=arguments.limit, dictionaries=arguments.dictionaries
+            ),
             expected=DATA_SET.counts,
             source=release.description,
             options={"limit": arguments.limit},
@@ -110,21 +119,33 @@ def run(arguments: argparse.Namespace) -> None:
     prepare(
         DATA_SET,
         arguments,
-        partial(generate, settings, seed=arguments.seed, workers=arguments.workers),
+        partial(
+            generate,
+            settings,
+            seed=arguments.seed,
+            workers=arguments.workers,
+            dictionaries=arguments.dictionaries,
+        ),
         expected={split: getattr(settings, f"{split}_size") for split in SPLITS},
         source=lambda: {"generator": "listops", "seed": arguments.seed},
         options=asdict(settings),
     )
 
 
-def read_release(release: RawRelease, directory: Path, *, limit: int | None = None) -> Figures:
+def read_release(
+    release: RawRelease,
+    directory: Path,
+    *,
+    limit: int | None = None,
+    dictionaries: Path | None = None,
+) -> Figures:
     """Convert the TSV files of the LRA release (header, then expression TAB label).
 
     Raises:
         UserError: a file is missing or a line is not an expression and its label.
     """
     codes = {symbol: code for code, symbol in enumerate(SYMBOLS)}
-    with _writer(directory) as writer:
+    with _writer(directory, dictionaries) as writer:
         files = release.files(
             lambda name: PurePosixPath(name).name in _RELEASE_FILES, "basic_{train,val,test}.tsv"
         )
@@ -158,7 +179,14 @@ def read_release(release: RawRelease, directory: Path, *, limit: int | None = No
         return writer.finish()
 
 
-def generate(settings: Settings, directory: Path, *, seed: int, workers: int = 1) -> Figures:
+def generate(
+    settings: Settings,
+    directory: Path,
+    *,
+    seed: int,
+    workers: int = 1,
+    dictionaries: Path | None = None,
+) -> Figures:
     """Generate the three splits, without duplicates across them.
 
     Raises:
@@ -167,14 +195,14 @@ def generate(settings: Settings, directory: Path, *, seed: int, workers: int = 1
     sizes = {split: getattr(settings, f"{split}_size") for split in SPLITS}
     examples = distinct_expressions(settings, seed=seed, workers=workers, count=sum(sizes.values()))
     splits = (split for split, size in sizes.items() for _ in range(size))
-    with _writer(directory) as writer:
+    with _writer(directory, dictionaries) as writer:
         for split, (codes, label) in zip(splits, examples, strict=True):
             writer.add(split, label, codes)
         return writer.finish()
 
 
-def _writer(directory: Path) -> TextDatasetWriter:
-    return TextDatasetWriter(directory, symbols=SYMBOLS, labels=DIGITS)
+def _writer(directory: Path, dictionaries: Path | None) -> TextDatasetWriter:
+    return TextDatasetWriter(directory, symbols=SYMBOLS, labels=DIGITS, dictionaries=dictionaries)
 
 
 def distinct_expressions(

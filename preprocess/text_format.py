@@ -37,6 +37,8 @@ class TextDatasetWriter:
         labels: The label words; label i is labels[i].
         inputs: Names of the inputs of one example: ``src``, or ``src`` and ``src1``, which then
             share a dictionary.
+        dictionaries: A prepared set whose dictionaries are taken instead, so that every symbol
+            and class keeps its number. None: by falling count.
     """
 
     def __init__(
@@ -46,7 +48,14 @@ class TextDatasetWriter:
         symbols: Sequence[str],
         labels: Sequence[str],
         inputs: Sequence[str] = ("src",),
+        dictionaries: Path | None = None,
     ) -> None:
+        self._given = (None, None)
+        if dictionaries:
+            self._given = (
+                _read_dictionary(dictionaries / f"{inputs[0]}-bin" / DICTIONARY_FILE, symbols),
+                _read_dictionary(dictionaries / LABEL_DIRECTORY / DICTIONARY_FILE, labels),
+            )
         self._directory = directory
         self._symbols = symbols
         self._label_words = list(labels)
@@ -90,7 +99,8 @@ class TextDatasetWriter:
         for spool in self._spools.values():
             spool.close()
 
-        dictionary = _dictionary(self._symbols, self._counts)
+        dictionary, label_dictionary = self._given
+        dictionary = dictionary or _dictionary(self._symbols, self._counts)
         ids = _ids(dictionary, self._symbols)
         for side in self._inputs:
             self._save_dictionary(dictionary, f"{side}-bin")
@@ -102,7 +112,9 @@ class TextDatasetWriter:
             self._spool_path(split, side).unlink()
 
         classes = np.bincount(self._labels["train"], minlength=len(self._label_words))
-        label_dictionary = _dictionary(self._label_words, classes, keep_unseen=True)
+        label_dictionary = label_dictionary or _dictionary(
+            self._label_words, classes, keep_unseen=True
+        )
         label_ids = _ids(label_dictionary, self._label_words)
         self._save_dictionary(label_dictionary, LABEL_DIRECTORY)
         for split in SPLITS:
@@ -166,6 +178,21 @@ def _dictionary(
         if count or keep_unseen:
             dictionary.add_symbol(symbol, n=int(count))
     dictionary.finalize()
+    return dictionary
+
+
+def _read_dictionary(path: Path, symbols: Sequence[str]) -> Dictionary:
+    """Read the dictionary of a prepared set.
+
+    Raises:
+        UserError: it is not there, is not a dictionary, or lacks a symbol.
+    """
+    try:
+        dictionary = Dictionary.load(str(path))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a dictionary of a prepared data set ({error})") from error
+    if missing := [symbol for symbol in symbols if symbol not in dictionary]:
+        raise UserError(f"{path}: this dictionary lacks {missing[0]!r}; it is of another data set")
     return dictionary
 
 

@@ -77,6 +77,24 @@ def test_same_seed_same_bytes_on_any_number_of_workers(prepare, tmp_path):
     assert files(one)["src-bin/train.bin"] != files(other)["src-bin/train.bin"]
 
 
+def test_dictionaries_of_another_set_are_kept(prepare, fail, tmp_path):
+    first = prepare("listops", *SMALL, *SHORT)
+    own = prepare("listops", *SMALL, *SHORT, "--seed", 7, out=tmp_path / "own")
+    taken = prepare(
+        "listops", *SMALL, *SHORT, "--seed", 7, "--dictionaries", first, out=tmp_path / "taken"
+    )
+    for side in ("src-bin", "label-bin"):
+        name = f"{side}/dict.txt"
+        assert files(taken)[name] == files(first)[name] != files(own)[name]
+        for split in ("train", "valid", "test"):
+            assert token_lines(taken / side, split) == token_lines(own / side, split)
+
+    assert "absent/src-bin/dict.txt" in fail("listops", *SMALL, "--dictionaries", "absent")
+    path = first / "label-bin" / "dict.txt"
+    path.write_text(path.read_text().replace("9 ", "nine "))
+    assert f"{path}: this dictionary lacks '9'" in fail("listops", *SMALL, "--dictionaries", first)
+
+
 def naive_length(rng, depth):
     if depth < 10 and rng.random() < 0.25:
         return 2 + sum(naive_length(rng, depth + 1) for _ in range(rng.integers(2, 11)))
@@ -176,6 +194,16 @@ def test_reads_the_release_directory_and_archive(prepare, release, tmp_path):
     assert len(json.loads((out / "summary.json").read_text())["source"]["sha256"]) == 64
     limited = prepare("listops", "--raw", archive, "--limit", 2, "--overwrite")
     assert len(token_lines(limited / "src-bin", "train")) == 2
+
+
+def test_release_takes_dictionaries_of_another_set(prepare, release, tmp_path):
+    generated = prepare("listops", *SMALL, *SHORT)
+    out = tmp_path / "out"
+    check_release(
+        prepare("listops", "--raw", release, "--limit", 3, "--dictionaries", generated, out=out)
+    )
+    for name in ("src-bin/dict.txt", "label-bin/dict.txt"):
+        assert files(out)[name] == files(generated)[name]
 
 
 def test_release_with_wrong_counts_is_refused(fail, release):
