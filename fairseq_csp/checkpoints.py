@@ -150,7 +150,7 @@ def load(cfg: CheckpointConfig, trainer: Trainer, **arguments: object) -> tuple:
 
     Raises:
         SystemExit: with status 0, where the run has had all its updates.
-        UserError: the checkpoint does not fit the flags.
+        UserError: the checkpoint does not fit the flags or the data.
     """
     named = cfg.restore_file != "checkpoint_last.pt"
     if named and not os.path.exists(cfg.restore_file):
@@ -162,6 +162,14 @@ def load(cfg: CheckpointConfig, trainer: Trainer, **arguments: object) -> tuple:
             left_over.unlink()
     # each process reads the file itself: torch refuses the pickle that fairseq would send
     cfg.load_checkpoint_on_all_dp_ranks = True
+
+    def read_and_compare(*arguments: object, **options: object) -> dict:
+        state = read(*arguments, **options)
+        # fairseq does this only where it evaluates
+        trainer.task.load_state_dict(state.get("task_state", {}))
+        return state
+
+    checkpoint_utils.load_checkpoint_to_cpu = read_and_compare
     try:
         loaded = _load_checkpoint(cfg, trainer, **arguments)
     except UserError:
@@ -174,6 +182,8 @@ def load(cfg: CheckpointConfig, trainer: Trainer, **arguments: object) -> tuple:
             # about the flags
             raise UserError(str(error)) from error
         raise
+    finally:
+        checkpoint_utils.load_checkpoint_to_cpu = read
     updates, most = trainer.get_num_updates(), trainer.cfg.optimization.max_update
     if 0 < most <= updates:
         logger.info(f"{cfg.save_dir} has had {updates:,} of {most:,} updates: nothing is left")

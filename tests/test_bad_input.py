@@ -320,21 +320,39 @@ def test_training_goes_on_from_no_other_model(flags, words, checkpoint, whole, r
     assert {path: path.read_bytes() for path in (tmp_path / "save").iterdir()} == before
 
 
+@pytest.mark.parametrize("use", ["validate", "resume", "finetune"])
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("part", "change", "words"),
     [
-        (lambda text: text + "w99 1\n", ["(18 symbols)", "(17)", "'w99' here and '<CLS>' there"]),
-        (lambda text: text.replace("w3", "other"), ["another dictionary", "'w3'", "'other'"]),
+        ("src", lambda text: text + "w99 1\n", ["(18)", "(17)", "'w99' here and '<CLS>' there"]),
+        (
+            "src",
+            lambda text: text.replace("w3", "other"),
+            ["another dictionary of symbols", "'w3'", "'other'"],
+        ),
+        (
+            "label",
+            lambda text: text.replace("0 ", "none ", 1),
+            ["another dictionary of classes", "number 4 is 'none' here and '0' there"],
+        ),
     ],
-    ids=["longer", "other symbols"],
+    ids=["longer", "other symbols", "other classes"],
 )
-def test_validation_needs_the_dictionary_of_the_checkpoint(
-    change, words, checkpoint, whole, run, tmp_path
+def test_a_checkpoint_needs_its_dictionaries(
+    use, part, change, words, checkpoint, whole, run, tmp_path
 ):
     data = shutil.copytree(whole / "text", tmp_path / "text")
-    path = data / "src-bin" / "dict.txt"
+    path = data / f"{part}-bin" / "dict.txt"
     path.write_text(change(path.read_text()))
-    refused(words, run, fairseq_validate, data, *VALIDATION, "--path", checkpoint)
+    if use == "validate":
+        refused(words, run, fairseq_validate, data, *VALIDATION, "--path", checkpoint)
+        return
+    save, flags = tmp_path / "save", ["--finetune-from-model", checkpoint]
+    if use == "resume":
+        shutil.copytree(checkpoint.parent, save)
+        flags = []
+    refused(words, run, fairseq_train, data, *TRAINING, *TINY, *FLAGS["text"], *flags,
+            "--save-dir", save)  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -108,23 +108,29 @@ class LRATextTask(LRATask):
         return classes - self.label_dictionary.nspecial
 
     def state_dict(self) -> dict:
-        """Return what a checkpoint keeps of the task, the symbols of the source among it."""
-        return {**super().state_dict(), "symbols": list(self.dictionary.symbols)}
+        """Return what a checkpoint keeps of the task, the symbols and classes among it."""
+        return {
+            **super().state_dict(),
+            "symbols": list(self.dictionary.symbols),
+            "classes": list(self.label_dictionary.symbols),
+        }
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Compare the dictionary with that of a checkpoint which is evaluated.
+        """Compare the dictionaries with those of a checkpoint that is to be used.
 
         Raises:
-            UserError: it is another one. Published checkpoints do not tell theirs.
+            UserError: one is another. Published checkpoints do not tell theirs.
         """
-        own, theirs = self.dictionary.symbols, state_dict.get("symbols", ())
-        for number, (symbol, other) in enumerate(zip(own, theirs, strict=False)):
-            if symbol != other:
-                raise UserError(
-                    f"{self.cfg.data} has another dictionary ({len(own):,} symbols) than the "
-                    f"checkpoint was trained with ({len(theirs):,}): symbol {number} is "
-                    f"{symbol!r} here and {other!r} there"
-                )
+        dictionaries = {"symbols": self.dictionary, "classes": self.label_dictionary}
+        for kind, dictionary in dictionaries.items():
+            own, theirs = dictionary.symbols, state_dict.get(kind, ())
+            for number, (word, other) in enumerate(zip(own, theirs, strict=False)):
+                if word != other:
+                    raise UserError(
+                        f"{self.cfg.data} has another dictionary of {kind} ({len(own):,}) than the "
+                        f"checkpoint was trained with ({len(theirs):,}): number {number} is "
+                        f"{word!r} here and {other!r} there"
+                    )
 
     def _source(self, part: str, split: str) -> tuple[FairseqDataset, FairseqDataset, np.ndarray]:
         source = load_tokens(os.path.join(self.cfg.data, part, split), self.dictionary)
