@@ -53,7 +53,7 @@ PREVIEW_IMAGES = 200
 _LEVELS = {
     "easy": ("curv_baseline", 6),
     "intermediate": ("curv_contour_length_9", 9),
-    "hard": ("curv_contour_length_14", 14),
+    "hard": ("curv_contour_length_14", Settings.paddles),
 }
 _CHUNK = 256  # images decoded at a time
 _PREVIEW_COLUMNS = 20
