@@ -1,12 +1,33 @@
-"""Values of flags that fairseq would replace are refused, whatever the command."""
+"""Values of flags: those that fairseq would replace are refused, whatever the command."""
 
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 
 from fairseq.dataclass import utils
 
 from fairseq_csp.errors import UserError
 
 _override_module_args = utils.override_module_args
+
+
+def positive(text: str) -> int:
+    """Read a flag's value that must be a whole number above zero; a ``type`` for argparse.
+
+    Args:
+        text: the value as it was written.
+
+    Returns:
+        The number, at least 1.
+
+    Raises:
+        ArgumentTypeError: it is no whole number, or not above zero.
+    """
+    try:
+        value = int(text)
+    except ValueError:
+        raise ArgumentTypeError(f"{text} is no whole number") from None
+    if value < 1:
+        raise ArgumentTypeError(f"{text} is not above zero")
+    return value
 
 
 def override_module_args(args: Namespace) -> tuple[list[str], list[str]]:
