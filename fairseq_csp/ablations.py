@@ -4,7 +4,6 @@ python -m fairseq_csp.ablations shift
 """
 
 import argparse
-import json
 import logging
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from pathlib import Path
 from fairseq_csp.errors import UserError
 from fairseq_csp.recipes import ROOT
 from fairseq_csp.report.pages import markdown_report
-from fairseq_csp.report.runs import COMMANDS, find_runs
+from fairseq_csp.report.runs import COMMANDS, find_runs, read_record
 from fairseq_csp.train_lra import RESULT
 
 logger = logging.getLogger("ablations")
@@ -41,7 +40,7 @@ def main(arguments: list[str]) -> int:
     """Train what is not trained yet, print the report's table, return the exit status.
 
     Raises:
-        UserError: a run there was made with other flags.
+        UserError: a run there was made with other flags, or what it wrote down is damaged.
     """
     end = arguments.index("--") if "--" in arguments else len(arguments)
     args = _parser().parse_args(arguments[:end])
@@ -69,15 +68,13 @@ def main(arguments: list[str]) -> int:
 
 def _train(run: Path, words: list[str]) -> int:
     """Train and test a run, or go on with it, unless it is finished."""
-    if (run / COMMANDS).exists():
-        made_with = json.loads((run / COMMANDS).read_text(encoding="utf-8").splitlines()[-1])
-        if made_with["words"] != words:
-            raise UserError(
-                f"{run} was made with other words ({' '.join(made_with['words'])}): choose another "
-                "--out, or remove it"
-            )
-    result = run / RESULT
-    if result.exists() and not json.loads(result.read_text(encoding="utf-8"))["exit_status"]:
+    record = read_record(run / COMMANDS)
+    if record and record.get("words") != words:
+        made_with = " ".join(record.get("words") or [f"none in {COMMANDS}"])
+        raise UserError(
+            f"{run} was made with other words ({made_with}): choose another --out, or remove it"
+        )
+    if read_record(run / RESULT).get("exit_status") == 0:
         logger.info(f"{run} is finished")
         return 0
     command = [sys.executable, "-m", "fairseq_csp.train_lra", *words]

@@ -73,6 +73,24 @@ def test_runs_of_other_flags_are_not_taken_for_these(started, tmp_path):
         ablations.main(["shift", "--seeds", "1", "--out", str(tmp_path)])
 
 
+@pytest.mark.parametrize("name", ["command.jsonl", "result.json"])
+def test_a_damaged_record_is_named(started, tmp_path, name):
+    command = ["shift", "--seeds", "1", "--out", str(tmp_path)]
+    ablations.main(command)
+    (tmp_path / "csp" / "seed-0" / name).write_text("")
+    with pytest.raises(UserError, match=f"csp/seed-0/{name} is empty or damaged"):
+        ablations.main(command)
+
+
+@pytest.mark.parametrize("record", [{"seed": 0}, {"words": None}])
+def test_a_record_without_words_is_not_taken_for_these(started, tmp_path, record):
+    run = tmp_path / "csp" / "seed-0"
+    run.mkdir(parents=True)
+    (run / "command.jsonl").write_text(json.dumps(record) + "\n")
+    with pytest.raises(UserError, match=r"made with other words \(none in command.jsonl\)"):
+        ablations.main(["shift", "--seeds", "1", "--out", str(tmp_path)])
+
+
 @pytest.mark.parametrize("ablation", ablations.ABLATIONS)
 def test_variants_are_words_of_train_lra(ablation):
     for attention, flags in ablations.ABLATIONS[ablation].values():

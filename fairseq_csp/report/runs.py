@@ -26,6 +26,11 @@ _KEYS = {
 # told by the cell itself, or not by what the run computes
 _LEFT_OUT = {"data", "seed", "attention", "attention_activation_fn"}
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+# what reading a file ends in that is damaged, or something else than a checkpoint
+_DAMAGE = (
+    *(AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError),
+    pickle.UnpicklingError,
+)
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ def find_runs(roots: Iterable[Path]) -> list[Run]:
     """Read all runs below some directories, in the order of their paths.
 
     A run is a directory with checkpoints or ``train_lra.sh``'s record, or a log of fairseq-train
-    that belongs to no such directory.
+    that belongs to no such directory. The status of one that cannot be read says so.
 
     Raises:
         UserError: a directory is not there, or there is no run.
@@ -100,7 +105,8 @@ def find_runs(roots: Iterable[Path]) -> list[Run]:
         for file in root.rglob(mark)
     }
     logs: dict[Path, list[Path]] = {directory: [] for directory in directories}
-    for file in sorted({file for root in roots for file in root.rglob("*.log")}, key=_written):
+    found = {file for root in roots for file in root.rglob("*.log") if file.is_file()}
+    for file in sorted(found, key=_written):
         owner = _owner(file, logs)
         if owner is not None:
             directories.setdefault(owner, file)
@@ -133,14 +139,47 @@ def _written(file: Path) -> float:
     return file.stat().st_mtime
 
 
+def read_record(file: Path) -> dict:
+    """Read what a run wrote down.
+
+    Args:
+        file: its ``command.jsonl``, of which the last line is read, or another file of one object.
+
+    Returns:
+        The object; an empty one where the file is not there.
+
+    Raises:
+        UserError: it is empty, half written or damaged.
+    """
+    if not file.exists():
+        return {}
+    try:
+        text = file.read_text(encoding="utf-8")
+        record = json.loads(text.splitlines()[-1] if file.suffix == ".jsonl" else text)
+    except (IndexError, OSError, RecursionError, ValueError):
+        record = None
+    if not isinstance(record, dict):
+        raise UserError(f"{file} is empty or damaged: remove it, or the whole run")
+    return record
+
+
 def _read_run(path: Path, files: list[Path]) -> Run:
-    log = read_log(files)
-    record = _last_record(path / COMMANDS)
-    result = _result(path / RESULT)
+    """Read a run; of one with a damaged file, tell what is damaged."""
+    records = []
+    for name in (COMMANDS, RESULT):
+        try:
+            records.append(read_record(path / name))
+        except UserError:
+            return Run(path, f"record cannot be read ({name})")
+    record, result = records
     try:
         state = _load(path / LAST) or _load(path / BEST)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        return _whole_run(path, read_log(files), record, result, state)
+    except _DAMAGE as error:
         return Run(path, f"checkpoint cannot be read ({type(error).__name__})", started=record)
+
+
+def _whole_run(path: Path, log: Log, record: dict, result: dict, state: dict | None) -> Run:
     config = (state or {}).get("cfg") or log.config
     extra = (state or {}).get("extra_state") or {}
     curves = {
@@ -174,16 +213,6 @@ def _read_run(path: Path, files: list[Path]) -> Run:
         curves=curves,
         started=record,
     )
-
-
-def _last_record(file: Path) -> dict | None:
-    if not file.exists():
-        return None
-    return json.loads(file.read_text(encoding="utf-8").splitlines()[-1])
-
-
-def _result(file: Path) -> dict:
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
 
 def _load(file: Path) -> dict | None:

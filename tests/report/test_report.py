@@ -119,6 +119,7 @@ def test_runs_that_did_not_end_are_listed_as_such(runs, capsys):
     damaged.mkdir()
     (damaged / "checkpoint_last.pt").write_bytes(b"PK\3\4 half a file")
     (runs / "alone.log").write_text(log.partition("epoch 001")[0])
+    (runs / "directory.log").mkdir()
 
     text = report(capsys, runs)
     states = {row["run"].rpartition("/")[2]: row["status"] for row in table(text, "Runs")}
@@ -133,6 +134,24 @@ def test_runs_that_did_not_end_are_listed_as_such(runs, capsys):
     assert damage.startswith("checkpoint cannot be read")
     # none of them counts
     assert [row["seeds"] for row in table(text, "Results")] == ["1"]
+
+
+@pytest.mark.parametrize("content", ["", '{"started": "no', '{"words": []}\n{"wor', "[]", "\xff"])
+@pytest.mark.parametrize("name", ["command.jsonl", "result.json"])
+def test_a_run_with_a_damaged_record_is_listed_as_such(runs, capsys, name, content):
+    (another(runs, "damaged") / name).write_text(content, encoding="latin-1")
+    damaged, whole = table(report(capsys, runs), "Runs")
+    assert damaged["status"] == f"record cannot be read ({name})"
+    assert whole["status"] == "not tested"
+
+
+@pytest.mark.parametrize("content", [[1], torch.ones(2), {"cfg": 1}, {"model": None}])
+def test_what_is_no_checkpoint_is_listed_as_such(runs, capsys, content):
+    (runs / "other").mkdir()
+    torch.save(content, runs / "other" / "checkpoint_last.pt")
+    other, whole = table(report(capsys, runs), "Runs")
+    assert other["status"].startswith("checkpoint cannot be read")
+    assert whole["status"] == "not tested"
 
 
 def test_a_run_without_a_log_is_read_from_its_checkpoint(runs, capsys):
