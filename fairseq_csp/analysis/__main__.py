@@ -7,11 +7,12 @@ from pathlib import Path
 
 from fairseq_csp.analysis import collapse, maps, rank, reach
 from fairseq_csp.errors import UserError
+from fairseq_csp.flags import positive
 from fairseq_csp.ops.csp import FULL, ORDERS
 
 
 def _group_size(text: str) -> int | str:
-    return text if text == FULL else int(text)
+    return text if text == FULL else positive(text)
 
 
 def _numbers(text: str) -> list[int]:
@@ -44,25 +45,25 @@ def _parser() -> argparse.ArgumentParser:
 
     text = "attention maps of trained models on one input"
     add = command_on_trained("maps", text, split="test").add_argument
-    add("--longest", type=int, default=64, help="take the first input of at most so many positions")
-    add("--example", type=int, help="take this input instead")
+    add("--longest", type=positive, default=64, help="take the first input no longer than this")
+    add("--example", type=int, help="take this input instead, numbered from 0")
     add("--layers", type=_numbers, metavar="N,N,...", help="layers, from 0 (first, middle, last)")
     add("--channels", type=_numbers, metavar="N,N,...", help="channels or heads (three of them)")
 
     text = "how alike a row's vectors become in trained models"
     add = command_on_trained("rank", text, split="valid").add_argument
-    add("--examples", type=int, default=16, help="how many inputs, spread over the split")
+    add("--examples", type=positive, default=16, help="how many inputs, spread over the split")
 
     add = command("collapse", "how alike the rows become in deep random stacks").add_argument
-    add("--positions", type=int, default=256, help="length of the row")
-    add("--channels", type=int, default=128, help="channels")
-    add("--depth", type=int, default=64, help="layers")
-    add("--seeds", type=int, default=5, help="how many seeds")
+    add("--positions", type=positive, default=256, help="length of the row")
+    add("--channels", type=positive, default=128, help="channels")
+    add("--depth", type=positive, default=64, help="layers")
+    add("--seeds", type=positive, default=5, help="how many seeds")
 
     add = command("reach", "how far a value can travel under each shift strategy").add_argument
-    add("--positions", type=int, default=2000, help="length of the row")
-    add("--channels", type=int, default=160, help="channels of a layer")
-    add("--layers", type=int, default=6, help="layers")
+    add("--positions", type=positive, default=2000, help="length of the row")
+    add("--channels", type=positive, default=160, help="channels of a layer")
+    add("--layers", type=positive, default=6, help="layers")
     add("--group-size", type=_group_size, default=2, help="positions sorted together, or full")
     add("--order", choices=ORDERS, default=ORDERS[0], help="which step comes first")
     return parser

@@ -44,7 +44,7 @@ def example(task: object, split: str, longest: int, number: int | None) -> tuple
         task: a task of this package.
         split: name of the split.
         longest: without a number, the first example of at most so many positions is taken.
-        number: which example.
+        number: which example, from 0.
 
     Raises:
         UserError: the split has none such.
@@ -58,8 +58,10 @@ def example(task: object, split: str, longest: int, number: int | None) -> tuple
             raise UserError(
                 f"no example of {split} has at most {longest} positions: raise --longest"
             )
-    if number >= len(dataset):
-        raise UserError(f"--example is {number}, but {split} has {len(dataset)} examples")
+    if not 0 <= number < len(dataset):
+        raise UserError(
+            f"--example is {number}, but {split} has {len(dataset)} examples, numbered from 0"
+        )
     return number, dataset.collater([dataset[number]])
 
 

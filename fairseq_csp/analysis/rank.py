@@ -67,13 +67,11 @@ def draw(
         checkpoints: of one or several models.
         data: see :func:`fairseq_csp.analysis.trained.load`.
         split: name of the split.
-        examples: how many examples of it, spread over it.
+        examples: how many examples of it, at least 1, spread over it.
 
     Raises:
         UserError: something asked for is not there, or matplotlib is not.
     """
-    if examples < 1:
-        raise UserError(f"--examples is {examples}: it must be at least 1")
     pyplot = load_pyplot()
     figure, panels = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
     records = []

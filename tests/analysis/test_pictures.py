@@ -64,12 +64,30 @@ def test_rank_of_checkpoints_is_drawn(trained_run, tmp_path):
         (["reach", "--out", "picture.svg"], "must end in .png"),
         (["collapse", "--channels", "10"], "multiple of 4 heads"),
         (["maps", "{run}/none.pt"], "is not there"),
-        (["rank", "{run}/checkpoint_best.pt", "--examples", "0"], "must be at least 1"),
         (["maps", "{run}/checkpoint_best.pt", "--longest", "2"], "raise --longest"),
         (["maps", "{run}/checkpoint_best.pt", "--example", "99"], "has 21 examples"),
+        (["maps", "{run}/checkpoint_best.pt", "--example", "-1"], "has 21 examples"),
+        (["maps", "{run}/checkpoint_best.pt", "--example", "-100000"], "has 21 examples"),
         (["maps", "{run}/checkpoint_best.pt", "--layers", "7"], "no layer 7: they are 0 to 1"),
     ],
 )
 def test_mistakes_are_one_sentence(trained_run, words, message):
     with pytest.raises(UserError, match=message):
         main([word.format(run=trained_run) for word in words])
+
+
+@pytest.mark.parametrize(
+    ("command", "flags"),
+    [
+        ("reach", ("--positions", "--channels", "--layers", "--group-size")),
+        ("collapse", ("--positions", "--channels", "--depth", "--seeds")),
+        ("maps none.pt", ("--longest",)),
+        ("rank none.pt", ("--examples",)),
+    ],
+)
+def test_sizes_are_above_zero(command, flags, capsys):
+    for flag in flags:
+        for number in ("0", "-3"):
+            with pytest.raises(SystemExit, match="2"):
+                main([*command.split(), flag, number])
+            assert f"argument {flag}: {number} is not above zero\n" in capsys.readouterr().err
