@@ -102,7 +102,7 @@ def draw(file: Path, positions: int, channels: int, depth: int, seeds: int) -> N
         seeds: how many; the band spans all of them, the line is the median.
 
     Raises:
-        UserError: matplotlib is not installed.
+        UserError: matplotlib is not installed, or the picture cannot be written.
     """
     pyplot = load_pyplot()
     figure, panels = pyplot.subplots(2, 3, figsize=(13, 7.5), sharex=True)

@@ -164,7 +164,8 @@ def draw(
         channels: which channels or heads; see :func:`chosen`.
 
     Raises:
-        UserError: something asked for is not there, or matplotlib is not.
+        UserError: something asked for is not there, or matplotlib is not, or the picture cannot be
+            written.
     """
     pyplot = load_pyplot()
     columns: dict[tuple[str, str], dict[int, Tensor]] = {}

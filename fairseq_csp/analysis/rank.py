@@ -70,7 +70,8 @@ def draw(
         examples: how many examples of it, at least 1, spread over it.
 
     Raises:
-        UserError: something asked for is not there, or matplotlib is not.
+        UserError: something asked for is not there, or matplotlib is not, or the picture cannot be
+            written.
     """
     pyplot = load_pyplot()
     figure, panels = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")

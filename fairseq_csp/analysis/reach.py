@@ -78,7 +78,7 @@ def draw(
         order: see there.
 
     Raises:
-        UserError: matplotlib is not installed.
+        UserError: matplotlib is not installed, or the picture cannot be written.
     """
     pyplot = load_pyplot()
     start = positions // 2
