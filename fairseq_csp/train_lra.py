@@ -160,7 +160,10 @@ def _run_directory(choice: Choice, values: list[str]) -> Path:
         run = earlier[-1] if earlier else cell / time.strftime("%Y-%m-%d_%H-%M-%S")
     if (run / "checkpoint_last.pt").exists():
         logger.info(f"resuming {run}")
-    run.mkdir(parents=True, exist_ok=True)
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{run} cannot be made ({error.strerror}): name another place") from None
     return run
 
 

@@ -91,6 +91,15 @@ def test_a_record_without_words_is_not_taken_for_these(started, tmp_path, record
         ablations.main(["shift", "--seeds", "1", "--out", str(tmp_path)])
 
 
+def test_where_no_run_can_be_made_one_sentence_says_so(tmp_path, capfd):
+    (tmp_path / "file").touch()
+    command = ["shift", "--out", str(tmp_path / "file" / "runs"), "--data", str(tmp_path)]
+    assert ablations.main(command) == 1
+    said = capfd.readouterr().err
+    assert "csp/seed-0 cannot be made (Not a directory)" in said
+    assert "Traceback" not in said
+
+
 @pytest.mark.parametrize("ablation", ablations.ABLATIONS)
 def test_variants_are_words_of_train_lra(ablation):
     for attention, flags in ablations.ABLATIONS[ablation].values():

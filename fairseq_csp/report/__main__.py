@@ -31,8 +31,10 @@ def main(arguments: list[str]) -> int:
     )
     add("--test", action="store_true", help="test the best checkpoints that were not tested yet")
     args = parser.parse_args(arguments)
-    if args.out is not None and args.out.suffix not in WRITERS:
-        raise UserError(f"--out is {args.out}: its name must end in {' or '.join(WRITERS)}")
+    if args.out is not None and (args.out.suffix not in WRITERS or args.out.is_dir()):
+        raise UserError(
+            f"--out is {args.out}: it must be a file, its name must end in {' or '.join(WRITERS)}"
+        )
     runs = find_runs(args.roots)
     if args.test:
         for run in runs:
@@ -41,8 +43,13 @@ def main(arguments: list[str]) -> int:
     if args.out is None:
         sys.stdout.write(markdown_report(runs))
         return 0
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    WRITERS[args.out.suffix](runs, args.out)
+    try:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        WRITERS[args.out.suffix](runs, args.out)
+    except OSError as error:
+        raise UserError(
+            f"--out is {args.out}, which cannot be written ({error.strerror}): name another file"
+        ) from None
     return 0
 
 

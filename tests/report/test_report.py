@@ -193,6 +193,31 @@ def test_mistakes_are_one_sentence(tmp_path, words, message):
         main([word.format(runs=tmp_path) for word in words])
 
 
+@pytest.mark.parametrize("kind", [".html", ".md"])
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("directory", "it must be a file"),
+        ("file/report", "cannot be written"),
+        ("/proc/report", "cannot be written"),
+    ],
+)
+def test_where_nothing_can_be_written_one_sentence_says_so(runs, tmp_path, out, message, kind):
+    (tmp_path / f"directory{kind}").mkdir()
+    (tmp_path / "file").touch()
+    before = set(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=message):
+        main([str(runs), "--out", str(tmp_path / f"{out}{kind}")])
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_no_half_of_a_markdown_report_is_left(runs, tmp_path):
+    (tmp_path / "report").touch()
+    with pytest.raises(UserError, match="cannot be written"):
+        main([str(runs), "--out", str(tmp_path / "report.md")])
+    assert not (tmp_path / "report.md").exists()
+
+
 def test_without_matplotlib_one_sentence_says_so(runs, tmp_path):
     (tmp_path / "matplotlib.py").write_text("raise ModuleNotFoundError('No matplotlib')\n")
     environment = ENVIRONMENT | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
