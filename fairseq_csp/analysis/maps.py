@@ -4,6 +4,8 @@ CSP's are those that it implies: one permutation matrix a channel, which depends
 through the sorting.
 """
 
+import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,9 +170,11 @@ def draw(
             written.
     """
     pyplot = load_pyplot()
-    columns: dict[tuple[str, str], dict[int, Tensor]] = {}
+    kinds: dict[Path, str] = {}
+    columns: dict[tuple[Path, str], dict[int, Tensor]] = {}
     for checkpoint in checkpoints:
         model, task = load(checkpoint, data)
+        kinds[checkpoint] = _kind(model)
         number, sample = example(task, split, longest, number)
         maps = attention_maps(model, sample)
         if layers is None:
@@ -179,7 +183,7 @@ def draw(
             if not 0 <= layer < len(maps):
                 raise UserError(f"there is no layer {layer}: they are 0 to {len(maps) - 1}")
             for name, weights in chosen(maps[layer], channels if maps[layer].kind else None):
-                columns.setdefault((_label(model), name), {})[layer] = weights
+                columns.setdefault((checkpoint, name), {})[layer] = weights
     figure, panels = pyplot.subplots(
         len(layers),
         len(columns),
@@ -187,8 +191,10 @@ def draw(
         squeeze=False,
         layout="constrained",
     )
+    labels = _labels(kinds)
     records = []
-    for across, ((label, name), found) in enumerate(columns.items()):
+    for across, ((checkpoint, name), found) in enumerate(columns.items()):
+        label = labels[checkpoint]
         for down, layer in enumerate(layers):
             panel, weights = panels[down, across], found[layer]
             panel.imshow(weights.numpy(), cmap="Greys", vmin=0, interpolation="nearest")
@@ -205,7 +211,17 @@ def draw(
     pyplot.close(figure)
 
 
-def _label(model: nn.Module) -> str:
+def _kind(model: nn.Module) -> str:
     cfg = model.cfg
     own = "softmax" if cfg.layer_type == "transformer" else cfg.attention_activation_fn
     return f"{cfg.layer_type} {cfg.attention or own}"
+
+
+def _labels(kinds: dict[Path, str]) -> dict[Path, str]:
+    """Tell checkpoints of one kind apart by their paths below the directory common to all."""
+    counts = Counter(kinds.values())
+    common = os.path.commonpath([checkpoint.parent.absolute() for checkpoint in kinds])
+    return {
+        checkpoint: kind if counts[kind] == 1 else f"{kind} {os.path.relpath(checkpoint, common)}"
+        for checkpoint, kind in kinds.items()
+    }

@@ -1,8 +1,10 @@
 """The commands that draw what the mechanism does."""
 
 import csv
+from collections import defaultdict
 
 import pytest
+import torch
 
 from fairseq_csp.analysis.__main__ import main
 from fairseq_csp.errors import UserError
@@ -46,6 +48,21 @@ def test_maps_of_a_checkpoint_are_drawn(trained_run, tmp_path):
     assert {row["weight"] for row in one} == {"1"}
     inputs = sorted(int(row["input_position"]) for row in one)
     assert inputs == list(range(len(one)))
+
+
+def test_maps_of_checkpoints_of_one_kind_are_told_apart(trained_run, runs, tmp_path):
+    other = runs / "seed-1" / "checkpoint_best.pt"
+    weights = torch.load(other, weights_only=True)
+    weights["model"] = {name: -tensor for name, tensor in weights["model"].items()}
+    torch.save(weights, other)
+    rows = drawn(tmp_path, "maps", trained_run / other.name, other, "--longest", "40")
+    maps = defaultdict(list)
+    for row in rows:
+        maps[row.pop("model")].append(row)
+    first, second = maps
+    assert first.endswith("seed-1/checkpoint_best.pt")
+    assert second.endswith("runs/seed-1/checkpoint_best.pt")
+    assert maps[first] != maps[second]
 
 
 def test_rank_of_checkpoints_is_drawn(trained_run, tmp_path):
