@@ -12,11 +12,12 @@ from fairseq_csp.report.pages import markdown_report, write_html, write_markdown
 from fairseq_csp.report.runs import BEST, NOT_TESTED, Run, find_runs
 from fairseq_csp.train_lra import evaluate
 
+logger = logging.getLogger("report")
 WRITERS = {".html": write_html, ".md": write_markdown}
 
 
 def main(arguments: list[str]) -> int:
-    """Read the runs and write the report; return the exit status.
+    """Read the runs and write the report; return the exit status: 1 where a test failed.
 
     Raises:
         UserError: there is no run, or the report cannot be written.
@@ -36,13 +37,18 @@ def main(arguments: list[str]) -> int:
             f"--out is {args.out}: it must be a file, its name must end in {' or '.join(WRITERS)}"
         )
     runs = find_runs(args.roots)
+    status = 0
     if args.test:
         for run in runs:
-            _test(run)
+            try:
+                _test(run)
+            except UserError as error:
+                logger.warning(error)
+                status = 1
         runs = find_runs(args.roots)
     if args.out is None:
         sys.stdout.write(markdown_report(runs))
-        return 0
+        return status
     try:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         WRITERS[args.out.suffix](runs, args.out)
@@ -50,13 +56,21 @@ def main(arguments: list[str]) -> int:
         raise UserError(
             f"--out is {args.out}, which cannot be written ({error.strerror}): name another file"
         ) from None
-    return 0
+    return status
 
 
 def _test(run: Run) -> None:
-    if run.status != NOT_TESTED or not (run.path / BEST).exists():
+    """Test a run that was not tested.
+
+    Raises:
+        UserError: it cannot be tested.
+    """
+    best = run.path / BEST
+    if run.status != NOT_TESTED or not best.exists():
         return
-    batch_size = run.settings["--batch-size"]
+    if run.data is None:
+        raise UserError(f"{best} could not be tested: nothing tells what data it was trained on")
+    batch_size = run.settings.get("--batch-size", "")
     status = evaluate(
         Path(run.data),
         run.path,
@@ -64,7 +78,7 @@ def _test(run: Run) -> None:
         cpu=not torch.cuda.is_available(),
     )
     if status:
-        raise UserError(f"{run.path / BEST} could not be tested: the lines above tell why")
+        raise UserError(f"{best} could not be tested: the lines above tell why")
 
 
 if __name__ == "__main__":

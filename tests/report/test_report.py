@@ -74,6 +74,21 @@ def test_a_run_is_reported_and_tested(tiny_listops, runs, updates, capsys):
     )
 
 
+def test_a_run_that_cannot_be_tested_is_listed_as_not_tested(runs, capsys, caplog):
+    best = another(runs, "gone", {("task", "data"): str(runs / "none")}) / "checkpoint_best.pt"
+    unknown = another(runs, "unknown")
+    for file in unknown.glob("checkpoint_*.pt"):
+        torch.save({"model": {}}, file)
+    (unknown / "train.log").write_text("done training in 1 seconds\n")
+    assert main([str(runs), "--test"]) == 1
+    said = capsys.readouterr()
+    states = {row["run"].rpartition("/")[2]: row["status"] for row in table(said.out, "Runs")}
+    assert states == {"gone": "not tested", "seed-1": "finished", "unknown": "not tested"}
+    assert f"is {runs / 'none'} the prepared data" in said.err
+    assert f"{best} could not be tested: the lines above" in caplog.text
+    assert "nothing tells what data it was trained on" in caplog.text
+
+
 def test_tokens_per_second_leave_validation_out(runs, updates, capsys):
     state = torch.load(runs / "seed-1" / "checkpoint_last.pt", weights_only=True)
     meters = {key: values for _, key, _, values in dict(state["extra_state"]["metrics"])["default"]}
