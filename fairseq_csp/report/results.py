@@ -85,7 +85,7 @@ def results_table(found: Iterable[Cell]) -> tuple[list[str], list[list[str]]]:
 def runs_table(runs: Iterable[Run]) -> tuple[list[str], list[list[str]]]:
     """Return head and rows of all runs, also of those that are unfinished or crashed."""
     head = ["run", "status", "data set", "architecture", "attention", "seed", "best valid %"]
-    head += ["test %", "updates", "wall time", "revision", "machine"]
+    head += ["test %", "updates", "tokens/s", "wall time", "revision", "machine"]
     rows = []
     for run in runs:
         made_with = run.started or {}
@@ -100,6 +100,7 @@ def runs_table(runs: Iterable[Run]) -> tuple[list[str], list[list[str]]]:
                 _mean([run.valid], "{:.2f}".format),
                 _mean([run.test], "{:.2f}".format),
                 _mean([run.updates], "{:,.0f}".format),
+                _mean([run.tokens_per_second], "{:,.0f}".format),
                 _mean([run.seconds], duration),
                 made_with.get("revision") or "",
                 ", ".join(made_with.get("gpus") or [made_with.get("machine", "")]),

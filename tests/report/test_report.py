@@ -95,8 +95,13 @@ def test_tokens_per_second_leave_validation_out(runs, updates, capsys):
     # every training example once in 8 updates: the last update sees 8 of them again
     assert meters["wpb"]["count"] == updates
     expected = meters["wpb"]["sum"] / meters["train_wall"]["sum"]
-    (row,) = table(report(capsys, runs), "Results")
-    assert row["tokens/s"] == f"{expected:,.0f}"
+    (runs / "seed-1" / "result.json").write_text('{"exit_status": -2}')
+    another(runs, "tested", accuracy=30.0)
+    text = report(capsys, runs)
+    (row,) = table(text, "Results")
+    stopped, tested = table(text, "Runs")
+    assert (stopped["status"], tested["status"]) == ("crashed (SIGINT)", "finished")
+    assert {each["tokens/s"] for each in (row, stopped, tested)} == {f"{expected:,.0f}"}
     assert meters["train_wall"]["sum"] < state["extra_state"]["previous_training_time"]
 
 
