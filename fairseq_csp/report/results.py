@@ -63,6 +63,7 @@ def results_table(found: Iterable[Cell]) -> tuple[list[str], list[list[str]]]:
         if not runs:
             continue
         first = runs[0]
+        generated = any(run.generated for run in runs)
         rows.append(
             [
                 first.dataset,
@@ -76,7 +77,7 @@ def results_table(found: Iterable[Cell]) -> tuple[list[str], list[list[str]]]:
                 _spread([run.updates for run in runs], "{:,.0f}".format),
                 _spread([run.tokens_per_second for run in runs], "{:,.0f}".format),
                 _mean([run.seconds for run in runs], duration),
-                published.accuracy(first.family, first.dataset),
+                "" if generated else published.accuracy(first.family, first.dataset),
             ]
         )
     return head, rows

@@ -41,6 +41,7 @@ class Run:
         path: its directory, or its log where there is no directory.
         status: ``finished`` (trained and tested), ``not tested`` (trained), or in words what else.
         data: directory of its data.
+        generated: its data is generated or limited, as the data's ``summary.json`` tells.
         architecture: name of the architecture.
         attention: name of the attention function; ``none`` for the LSTM.
         settings: flags by name, those that tell two runs of one cell apart.
@@ -59,6 +60,7 @@ class Run:
     path: Path
     status: str
     data: str | None = None
+    generated: bool = False
     architecture: str = "?"
     attention: str = "?"
     settings: dict[str, str] | None = None
@@ -195,10 +197,12 @@ def _whole_run(path: Path, log: Log, record: dict, result: dict, state: dict | N
     )
     model = config.get("model") or {}
     classes = model.get("sentence_class_num")
+    data = (config.get("task") or {}).get("data")
     return Run(
         path=path,
         status=_status(log, config, result, updates),
-        data=(config.get("task") or {}).get("data"),
+        data=data,
+        generated=_is_generated(data),
         architecture=model.get("_name") or "?",
         attention=_attention(model),
         settings=_settings(config),
@@ -213,6 +217,17 @@ def _whole_run(path: Path, log: Log, record: dict, result: dict, state: dict | N
         curves=curves,
         started=record,
     )
+
+
+def _is_generated(data: str | None) -> bool:
+    """Tell whether a set is generated or limited; a published one has no summary."""
+    if data is None:
+        return False
+    try:
+        summary = read_record(Path(data) / "summary.json")
+    except UserError:
+        return False
+    return bool(summary.get("limited")) or "generator" in summary.get("source", {})
 
 
 def _load(file: Path) -> dict | None:

@@ -188,6 +188,29 @@ def test_published_numbers_stand_beside_full_data_only(runs, capsys):
     assert rows["listops-tiny"]["published %"] == ""
 
 
+@pytest.mark.parametrize(
+    ("summary", "expected"),
+    [
+        ({"limited": True, "source": {"sha256": "0"}}, ""),
+        ({"limited": False, "source": {"generator": "listops", "seed": 1}}, ""),
+        ({"limited": False, "source": {"sha256": "0"}}, "63.14"),
+        ("damaged", "63.14"),
+    ],
+)
+def test_published_numbers_do_not_stand_beside_limited_or_generated_data(
+    runs, tmp_path, capsys, summary, expected
+):
+    names = [tmp_path / name / "listops" for name in ("here", "gone")]
+    for seed, data in enumerate(names):
+        another(runs, f"of-{seed}", {("task", "data"): str(data), ("common", "seed"): seed})
+    names[0].mkdir(parents=True)
+    # on several lines, as the preparation writes it
+    (names[0] / "summary.json").write_text(json.dumps(summary, indent=2))
+    rows = {row["data set"]: row for row in table(report(capsys, runs), "Results")}
+    assert rows["listops"]["seeds"] == "0, 1"
+    assert rows["listops"]["published %"] == expected
+
+
 def test_the_page_needs_nothing_else(runs, capsys):
     another(runs, "<b>&", {("common", "seed"): 2})
     page = runs / "report.html"
