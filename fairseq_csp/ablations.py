@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from fairseq_csp.errors import UserError
+from fairseq_csp.flags import positive
 from fairseq_csp.recipes import ROOT
 from fairseq_csp.report.pages import markdown_report
 from fairseq_csp.report.runs import COMMANDS, find_runs, read_record
@@ -40,11 +41,16 @@ def main(arguments: list[str]) -> int:
     """Train what is not trained yet, print the report's table, return the exit status.
 
     Raises:
-        UserError: a run there was made with other flags, or what it wrote down is damaged.
+        UserError: the data is not there; a run there was made with other flags, or what it wrote
+            down is damaged.
     """
     end = arguments.index("--") if "--" in arguments else len(arguments)
     args = _parser().parse_args(arguments[:end])
     extra = arguments[end + 1 :]
+    if args.data and not args.data.is_dir():
+        raise UserError(
+            f"--data is {args.data}, which is no directory: name prepared data, or leave it out"
+        )
     variants = ABLATIONS[args.ablation]
     for seed in range(args.seeds):
         for name, (attention, flags) in variants.items():
@@ -90,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("ablation", choices=ABLATIONS, help="what is varied")
-    add("--seeds", type=int, default=3, help="runs of each variant")
+    add("--seeds", type=positive, default=3, help="runs of each variant")
     add("--out", type=Path, default=ROOT / "outputs" / "ablations", help="where the runs go")
     add("--dataset", default="listops", help="the data set; its small stand-in is taken")
     add("--data", type=Path, help="prepared data to take instead")
@@ -99,4 +105,7 @@ def _parser() -> argparse.ArgumentParser:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)

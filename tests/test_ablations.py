@@ -1,6 +1,8 @@
 """Ablations: what they train, that they go on where they were stopped, and the table at the end."""
 
 import json
+import logging
+import runpy
 import shutil
 import subprocess
 import sys
@@ -98,6 +100,37 @@ def test_where_no_run_can_be_made_one_sentence_says_so(tmp_path, capfd):
     said = capfd.readouterr().err
     assert "csp/seed-0 cannot be made (Not a directory)" in said
     assert "Traceback" not in said
+
+
+def test_data_that_is_not_there_is_not_made(started, tmp_path):
+    with pytest.raises(UserError, match="--data is .*typo, which is no directory"):
+        ablations.main(["shift", "--out", str(tmp_path), "--data", str(tmp_path / "typo")])
+    assert not started
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("seeds", "message"),
+    [("0", "0 is not above zero"), ("-1", "-1 is not above zero"), ("x", "x is no whole number")],
+)
+def test_there_is_at_least_one_seed(started, tmp_path, capsys, seeds, message):
+    with pytest.raises(SystemExit) as end:
+        ablations.main(["shift", "--out", str(tmp_path), f"--seeds={seeds}"])
+    assert end.value.code == 2
+    assert f"argument --seeds: {message}" in capsys.readouterr().err
+
+
+def test_an_interruption_ends_it_without_a_traceback(tmp_path, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess, "run", interrupt)
+    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
+    monkeypatch.setattr(sys, "argv", ["ablations", "shift", "--out", str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "fairseq_csp.ablations")
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module("fairseq_csp.ablations", run_name="__main__")
+    assert end.value.code == 130
 
 
 @pytest.mark.parametrize("ablation", ablations.ABLATIONS)
