@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 import fairseq_csp  # noqa: F401 (registers the tasks)
 from benchmarks.report import markdown
+from fairseq_csp.flags import positive
 from fairseq_csp.tasks.lra_image import LRAImageConfig
 from fairseq_csp.tasks.lra_text import LRATextConfig
 
@@ -59,7 +60,7 @@ def main(arguments: list[str]) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     options.add_argument("data", type=Path, nargs="+", help="prepared data, such as lra_data/aan")
-    options.add_argument("--batch-size", type=int, default=32, help="examples of a batch")
+    options.add_argument("--batch-size", type=positive, default=32, help="examples of a batch")
     args = options.parse_args(arguments)
     rows = []
     for data in args.data:

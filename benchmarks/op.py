@@ -113,7 +113,7 @@ def main(arguments: list[str]) -> None:
         arguments: those of the command line.
 
     Raises:
-        SystemExit: ``--only`` matches nothing.
+        UserError: ``--only`` matches nothing.
     """
     options = parser("Measure operators: time and peak memory, ours, naive and a plain copy.")
     options.add_argument("--tiny", action="store_true", help="tiny sizes, to try the command")

@@ -14,6 +14,8 @@ from benchmarks.measure import Machine, best_times, keep_freed_memory
 from benchmarks.models import build_model, random_sample, training_step
 from benchmarks.report import device_parser, markdown
 from fairseq_csp.data.tokens import load_tokens
+from fairseq_csp.errors import UserError
+from fairseq_csp.flags import positive
 
 COLUMNS = [
     "batch: tokens",
@@ -65,6 +67,9 @@ def main(arguments: list[str]) -> None:
 
     Args:
         arguments: those of the command line.
+
+    Raises:
+        UserError: the data has too few examples, or is not there.
     """
     options = device_parser(
         "Measure training steps on random batches of a text data set, float32, with padding left "
@@ -72,13 +77,18 @@ def main(arguments: list[str]) -> None:
     )
     add = options.add_argument
     add("data", type=Path, help="prepared data, such as lra_data/imdb-4000")
-    add("--batch-size", type=int, default=25, help="rows of a batch")
-    add("--batches", type=int, default=4, help="how many")
+    add("--batch-size", type=positive, default=25, help="rows of a batch")
+    add("--batches", type=positive, default=4, help="how many")
     add("--budget", type=float, default=30, help="seconds for each batch")
     args = options.parse_args(arguments)
+    examples = load_tokens(str(args.data / "src-bin" / "train"))
+    if len(examples) < args.batch_size * args.batches:
+        raise UserError(
+            f"{args.data} has {len(examples)} examples in train, too few for --batches "
+            f"{args.batches} of --batch-size {args.batch_size}: ask for fewer"
+        )
     machine = Machine(args.device, args.threads, memory=0)
     keep_freed_memory()
-    examples = load_tokens(str(args.data / "src-bin" / "train"))
     chosen = random.Random(0).sample(range(len(examples)), args.batch_size * args.batches)
     batches = [chosen[first :: args.batches] for first in range(args.batches)]
     rows = [

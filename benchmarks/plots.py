@@ -2,10 +2,7 @@
 
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot
+from fairseq_csp.plots import load_pyplot
 
 
 def plot(rows: list[dict], directory: Path) -> None:
@@ -14,6 +11,9 @@ def plot(rows: list[dict], directory: Path) -> None:
     Args:
         rows: what ``benchmarks.speed`` measured.
         directory: where the files go; made where it is missing.
+
+    Raises:
+        UserError: matplotlib is not installed.
     """
     directory.mkdir(parents=True, exist_ok=True)
     lines: dict[str, list[dict]] = {}
@@ -26,6 +26,7 @@ def plot(rows: list[dict], directory: Path) -> None:
 
 
 def _draw(lines: dict[str, list[dict]], key: str, unit: int, label: str, file: Path) -> None:
+    pyplot = load_pyplot()
     figure, axes = pyplot.subplots(figsize=(7, 5))
     for name, rows in lines.items():
         lengths = [row["length"] for row in rows]

@@ -13,6 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.measure import Machine, keep_freed_memory
 from benchmarks.models import build_model, random_sample, training_step
 from benchmarks.report import markdown, threads_parser
+from fairseq_csp.flags import positive
 
 REST = "everything else"
 # kinds of work by a part of a function's name, for all that it calls
@@ -83,9 +84,9 @@ def main(arguments: list[str]) -> None:
         "Show where the time of a training step of mega_lra_imdb with CSP goes, on the CPU."
     )
     add = options.add_argument
-    add("--batch", type=int, default=4, help="rows")
-    add("--length", type=int, default=4000, help="positions of a row")
-    add("--rounds", type=int, default=8, help="steps; the fastest one counts")
+    add("--batch", type=positive, default=4, help="rows")
+    add("--length", type=positive, default=4000, help="positions of a row")
+    add("--rounds", type=positive, default=8, help="steps; the fastest one counts")
     args = options.parse_args(arguments)
     machine = Machine("cpu", args.threads, memory=0)
     keep_freed_memory()

@@ -1,7 +1,4 @@
-"""What the benchmark commands share: their options, measuring processes and tables.
-
-Only the standard library is imported here: nothing but the measuring processes takes memory.
-"""
+"""What the benchmark commands share: their options, measuring processes and tables."""
 
 import argparse
 import json
@@ -11,11 +8,15 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from fairseq_csp.errors import UserError
+from fairseq_csp.flags import positive
 
 ROOT = Path(__file__).resolve().parent.parent
 GIGABYTE = 1 << 30
@@ -29,7 +30,7 @@ def threads_parser(description: str) -> argparse.ArgumentParser:
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     threads = len(os.sched_getaffinity(0))
-    made.add_argument("--threads", type=int, default=threads, help="threads of the CPU")
+    made.add_argument("--threads", type=positive, default=threads, help="threads of the CPU")
     return made
 
 
@@ -46,13 +47,42 @@ def parser(description: str) -> argparse.ArgumentParser:
     made = device_parser(description)
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIGABYTE
     add = made.add_argument
-    add("--rounds", type=int, default=3, help="processes for each number; the best counts")
+    add("--rounds", type=positive, default=3, help="processes for each number; the best counts")
     add("--budget", type=float, default=5, help="seconds to repeat a call in one process")
     add("--memory", type=float, default=max(1, int(total) - LEFT_FREE), help="limit in GB (CPU)")
     add("--time-limit", type=float, default=600, help="seconds that one process may take")
     add("--only", default="", metavar="PATTERN", help="measure rows whose name matches this")
-    add("--json", type=Path, metavar="FILE", help="write the numbers to this file too")
+    add("--json", type=new_file, metavar="FILE", help="write the numbers to this file too")
     return made
+
+
+def new_directory(text: str) -> Path:
+    """Make the directory that an option names, where it is missing; a ``type`` for argparse.
+
+    Raises:
+        ArgumentTypeError: no file can be written there.
+    """
+    directory = Path(text)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=directory).close()
+    except OSError as error:
+        message = f"nothing can be written to {directory} ({error.strerror}): choose another"
+        raise argparse.ArgumentTypeError(message) from None
+    return directory
+
+
+def new_file(text: str) -> Path:
+    """Make the directory of the file that an option names; a ``type`` for argparse.
+
+    Raises:
+        ArgumentTypeError: the file cannot be written.
+    """
+    file = Path(text)
+    if file.is_dir():
+        raise argparse.ArgumentTypeError(f"{file} is a directory: name a file in it")
+    new_directory(str(file.parent))
+    return file
 
 
 class Measurements:
@@ -144,7 +174,7 @@ def measure(
         The rows.
 
     Raises:
-        SystemExit: ``--only`` matches nothing.
+        UserError: ``--only`` matches nothing.
     """
     chosen = matching(list(works), args.only)
     measurements = Measurements(module, args)
@@ -171,11 +201,14 @@ def matching(names: list[str], pattern: str) -> list[str]:
     """Return the names in which a pattern occurs.
 
     Raises:
-        SystemExit: there is none; the message lists the names.
+        UserError: there is none, and the message lists the names; or it is no regular expression.
     """
-    chosen = [name for name in names if re.search(pattern, name)]
+    try:
+        chosen = [name for name in names if re.search(pattern, name)]
+    except re.error as error:
+        raise UserError(f"--only {pattern!r} is no regular expression: {error}") from None
     if not chosen:
-        raise SystemExit(f"--only {pattern!r} matches no row; there are:\n" + "\n".join(names))
+        raise UserError(f"--only {pattern!r} matches no row; there are:\n" + "\n".join(names))
     return chosen
 
 

@@ -6,9 +6,11 @@ python -m benchmarks.speed --help
 import argparse
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from benchmarks.report import Measurements, markdown, measure, parser, ratio, shown
+from benchmarks.plots import plot
+from benchmarks.report import Measurements, markdown, measure, new_directory, parser, ratio, shown
+from fairseq_csp.flags import positive
+from fairseq_csp.plots import load_pyplot
 
 LENGTHS = (1024, 2048, 4000, 16384)
 MECHANISMS = (
@@ -185,22 +187,23 @@ def main(arguments: list[str]) -> None:
         arguments: those of the command line.
 
     Raises:
-        SystemExit: ``--only`` matches nothing.
+        UserError: ``--only`` matches nothing, or matplotlib is missing for ``--plot``.
     """
     args = _parse(arguments)
+    if args.plot:
+        load_pyplot()
     works = {work.name: work for work in all_work(args.lengths, args.tokens)}
     rows = measure("benchmarks.step", works, measured_rows, tables, args)
     if args.plot:
-        from benchmarks.plots import plot
-
         plot(rows, args.plot)
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
     options = parser("Measure training steps: tokens/s and peak memory, ours and naive.")
-    options.add_argument("--lengths", type=int, nargs="+", default=LENGTHS, help="of the text rows")
-    options.add_argument("--tokens", type=int, default=16000, help="of a batch of text")
-    options.add_argument("--plot", type=Path, metavar="DIR", help="draw time.png and memory.png")
+    add = options.add_argument
+    add("--lengths", type=positive, nargs="+", default=LENGTHS, help="of the text rows")
+    add("--tokens", type=positive, default=16000, help="of a batch of text")
+    add("--plot", type=new_directory, metavar="DIR", help="draw time.png and memory.png")
     return options.parse_args(arguments)
 
 

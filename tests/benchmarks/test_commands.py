@@ -1,12 +1,14 @@
 """The benchmark commands end to end, on tiny sizes."""
 
 import json
+import re
 import subprocess
 import sys
 
 import pytest
 
-from benchmarks import op, padding, profile, speed
+from benchmarks import loading, op, padding, profile, speed
+from fairseq_csp.errors import UserError
 
 QUICK = ["--rounds", "1", "--budget", "0", "--threads", "1", "--device", "cpu"]
 CONDITIONS = {"date", "machine", "device", "threads", "torch", "memory_limit_gb", "allocator"}
@@ -69,7 +71,7 @@ def test_speed_says_what_does_not_fit(tmp_path):
 
 
 def test_op(tmp_path):
-    file = tmp_path / "op.json"
+    file = tmp_path / "new" / "op.json"
     text = run("benchmarks.op", "--tiny", "--only", "^csp,", "--json", file)
     numbers = json.loads(file.read_text())
     assert numbers["conditions"].keys() >= CONDITIONS
@@ -89,9 +91,53 @@ def test_op_says_what_has_no_answer():
 
 
 @pytest.mark.parametrize("module", [speed, op])
-def test_pattern_that_matches_nothing(module):
-    with pytest.raises(SystemExit, match="matches no row; there are:\n.*csp"):
-        module.main(["--only", "no such row"])
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("no such row", "matches no row; there are:\n.*csp"),
+        ("(", r"--only '\(' is no regular expression: missing \)"),
+    ],
+)
+def test_pattern_that_matches_nothing(module, pattern, message):
+    with pytest.raises(UserError, match=message):
+        module.main(["--only", pattern])
+
+
+@pytest.mark.parametrize(
+    ("module", "options", "message"),
+    [
+        (speed, "--lengths 64 0", "--lengths: 0 is not above zero"),
+        (speed, "--tokens 0", "--tokens: 0 is not above zero"),
+        (speed, "--plot {place}/file", "--plot: nothing can be written to"),
+        (op, "--rounds 0", "--rounds: 0 is not above zero"),
+        (op, "--threads -1", "--threads: -1 is not above zero"),
+        (op, "--json {place}", "--json: .* is a directory"),
+        (op, "--json {place}/file/op.json", "--json: nothing can be written to"),
+        (profile, "--batch 0", "--batch: 0 is not above zero"),
+        (profile, "--length 0", "--length: 0 is not above zero"),
+        (profile, "--rounds 0", "--rounds: 0 is not above zero"),
+        (padding, "{place} --batch-size 0", "--batch-size: 0 is not above zero"),
+        (padding, "{place} --batches 0", "--batches: 0 is not above zero"),
+        (loading, "{place} --batch-size 0", "--batch-size: 0 is not above zero"),
+    ],
+)
+def test_mistakes_end_before_anything_is_measured(module, options, message, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match="2"):
+        module.main(options.format(place=tmp_path).split())
+    assert re.search(f"error: argument {message}", capsys.readouterr().err)
+
+
+def test_plot_without_matplotlib_ends_before_anything_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr(speed, "measure", lambda *args: pytest.fail("something was measured"))
+    with pytest.raises(UserError, match="matplotlib is not installed"):
+        speed.main(["--plot", str(tmp_path)])
+
+
+def test_padding_without_enough_examples(tiny_listops):
+    with pytest.raises(UserError, match="examples in train, too few for --batches 1000 of"):
+        padding.main([str(tiny_listops), "--batches", "1000", "--threads", "1", "--device", "cpu"])
 
 
 def test_plot(tmp_path):
