@@ -9,12 +9,15 @@ from collections import Counter
 import torch
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import Machine, keep_freed_memory
 from benchmarks.models import build_model, random_sample, training_step
 from benchmarks.report import markdown, threads_parser
+from benchmarks.step import matrix_products
 from fairseq_csp.flags import positive
 
+DTYPES = ("float32", "bfloat16")
 REST = "everything else"
 # kinds of work by a part of a function's name, for all that it calls
 FUNCTIONS = {
@@ -74,6 +77,36 @@ def step_shares(
     return dict(min(steps, key=Counter.total))
 
 
+def product_rates(
+    dtype: torch.dtype, batch: int, length: int, machine: Machine, rounds: int
+) -> dict[str, float]:
+    """Return the GFLOP/s of matrix products, in the fastest of some rounds.
+
+    Args:
+        dtype: of the factors.
+        batch: number of rows.
+        length: positions of a row.
+        machine: where they run; a CPU.
+        rounds: number of rounds.
+
+    Returns:
+        The rate of a step's products, and of that of two square matrices, by their names.
+    """
+    model = build_model("mega_lra_imdb", length, attention="csp").to(dtype)
+    square = torch.randn(2048, 2048).to(dtype)
+    calls = {
+        "of the step, alone": matrix_products(model.encoder, batch, length),
+        "2,048 x 2,048 x 2,048": lambda: square @ square,
+    }
+    rates = {}
+    for name, call in calls.items():
+        with FlopCounterMode(display=False) as counted:
+            call()
+        seconds = min(machine.seconds(call) for _ in range(rounds))
+        rates[name] = counted.get_total_flops() / seconds / 1e9
+    return rates
+
+
 def main(arguments: list[str]) -> None:
     """Measure and print a table; see ``--help``.
 
@@ -81,21 +114,21 @@ def main(arguments: list[str]) -> None:
         arguments: those of the command line.
     """
     options = threads_parser(
-        "Show where the time of a training step of mega_lra_imdb with CSP goes, on the CPU."
+        "Show where the time of a training step of mega_lra_imdb with CSP goes, on the CPU, "
+        "and the speed of its matrix products."
     )
     add = options.add_argument
     add("--batch", type=positive, default=4, help="rows")
     add("--length", type=positive, default=4000, help="positions of a row")
-    add("--rounds", type=positive, default=8, help="steps; the fastest one counts")
+    add("--rounds", type=positive, default=8, help="of steps, then of products; the fastest counts")
     args = options.parse_args(arguments)
     machine = Machine("cpu", args.threads, memory=0)
     keep_freed_memory()
-    tables = [
-        step_shares(dtype, args.batch, args.length, machine, args.rounds)
-        for dtype in (torch.float32, torch.bfloat16)
-    ]
+    sizes = (args.batch, args.length, machine, args.rounds)
+    tables = [step_shares(getattr(torch, name), *sizes) for name in DTYPES]
+    rates = [product_rates(getattr(torch, name), *sizes) for name in DTYPES]
     head = ["kind of work"]
-    for name in ("float32", "bfloat16"):
+    for name in DTYPES:
         head += [f"{name} ms", "%"]
     rows = []
     for name in sorted(tables[0], key=tables[0].get, reverse=True):
@@ -103,6 +136,9 @@ def main(arguments: list[str]) -> None:
         for table in tables:
             share = table.get(name, 0)
             rows[-1] += [f"{share:.0f}", f"{100 * share / sum(table.values()):.0f}"]
+    sys.stdout.write(markdown(head, rows) + "\n")
+    head = ["matrix products", *(f"{name} GFLOP/s" for name in DTYPES)]
+    rows = [[name, *(f"{found[name]:.0f}" for found in rates)] for name in rates[0]]
     sys.stdout.write(markdown(head, rows))
 
 

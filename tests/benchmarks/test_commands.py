@@ -6,8 +6,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from torch import nn
 
 from benchmarks import loading, op, padding, profile, speed
+from benchmarks.models import build_model
 from fairseq_csp.errors import UserError
 
 QUICK = ["--rounds", "1", "--budget", "0", "--threads", "1", "--device", "cpu"]
@@ -169,13 +172,31 @@ def test_profile():
     command += ["--rounds", "1", "--threads", "1"]
     answer = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert answer.returncode == 0, answer.stderr
-    head, _, *rows = table_rows(answer.stdout)
+    kinds, products = answer.stdout.split("\n\n")
+    head, _, *rows = table_rows(kinds)
     assert head == ["kind of work", "float32 ms", "%", "bfloat16 ms", "%"]
     assert sorted(row[0] for row in rows) == sorted(
         {*profile.FUNCTIONS.values(), *profile.OPERATORS.values(), profile.REST}
     )
     for share in (2, 4):
         assert sum(int(row[share]) for row in rows) == pytest.approx(100, abs=4)
+    head, _, *rows = table_rows(products)
+    assert head == ["matrix products", "float32 GFLOP/s", "bfloat16 GFLOP/s"]
+    assert [row[0] for row in rows] == ["of the step, alone", "2,048 x 2,048 x 2,048"]
+    assert all(float(rate) > 0 for rate in rows[1][1:])
+
+
+def test_product_rates_count_two_operations_a_term():
+    class Machine:
+        def seconds(self, call):
+            return 1.0
+
+    rates = profile.product_rates(torch.float32, 2, 64, Machine(), rounds=1)
+    assert rates["2,048 x 2,048 x 2,048"] == 2 * 2048**3 / 1e9
+    # a forward product and two of the backward pass for each weight of the linear maps
+    layers = build_model("mega_lra_imdb", 64, attention="csp").encoder.modules()
+    weights = sum(layer.weight.numel() for layer in layers if isinstance(layer, nn.Linear))
+    assert rates["of the step, alone"] == 3 * 2 * weights * 2 * 64 / 1e9
 
 
 def test_padding(tiny_listops):
