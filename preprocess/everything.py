@@ -16,9 +16,9 @@ import os
 from pathlib import Path
 
 from fairseq_csp.errors import UserError
+from fairseq_csp.flags import positive
 from preprocess import aan, listops, path_x, pathfinder
 from preprocess.archives import NothingFoundError
-from preprocess.preparation import positive
 from preprocess.sources import DATA_DIRECTORY, LRA_RELEASE
 
 _SETS = {"listops": listops, "aan": aan, "pathfinder": pathfinder, "path-x": path_x}

@@ -31,9 +31,10 @@ import numpy as np
 from tqdm import tqdm
 
 from fairseq_csp.errors import UserError
+from fairseq_csp.flags import positive
 from preprocess.archives import RawRelease, numbered_lines
 from preprocess.parallel import ordered_map
-from preprocess.preparation import add_common_arguments, positive, prepare
+from preprocess.preparation import add_common_arguments, prepare
 from preprocess.sources import DATA_SETS
 from preprocess.summary import SPLITS, Figures
 from preprocess.text_format import TextDatasetWriter

@@ -10,22 +10,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from fairseq_csp.errors import UserError
+from fairseq_csp.flags import positive
 from preprocess.directories import new_directory
 from preprocess.sources import DataSet
 from preprocess.summary import Figures, check_counts, format_table, write_summary
 
 logger = logging.getLogger(__name__)
-
-
-def positive(text: str) -> int:
-    """Read a command-line value that must be a whole number above zero."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above zero")
-    return value
-
-
-positive.__name__ = "whole number"  # argparse quotes it: "invalid whole number value: 'x'"
 
 
 def add_common_arguments(parser: argparse.ArgumentParser, data_set: DataSet) -> None:
