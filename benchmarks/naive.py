@@ -38,7 +38,16 @@ def permute(values: Tensor, layer: int, num_layers: int, group_size: int = 2) ->
 
 
 def scale_norm(x: Tensor, scalar: Tensor, eps: float) -> Tensor:
-    """Return ``scalar * x / sqrt(mean(x^2) + eps)``, the mean over the last dimension."""
+    """Return ``scalar * x / sqrt(mean(x^2) + eps)``, the mean over the channels.
+
+    Args:
+        x: (batch, positions, channels), any floating dtype.
+        scalar: (1,), the dtype of ``x``.
+        eps: added to the mean square.
+
+    Returns:
+        The shape and dtype of ``x``.
+    """
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * scalar
 
 
@@ -75,7 +84,15 @@ class Weights:
         return Weights(self.tensors, f"{self.prefix}{name}.")
 
     def linear(self, name: str, x: Tensor) -> Tensor:
-        """Apply a linear map to the last dimension."""
+        """Apply a linear map to the last dimension.
+
+        Args:
+            name: of the map, without ``.weight``.
+            x: (..., inputs), the dtype of the map.
+
+        Returns:
+            (..., outputs), the same dtype.
+        """
         return F.linear(x, self[f"{name}.weight"], self[f"{name}.bias"])
 
 

@@ -17,12 +17,30 @@ def linear(layer: nn.Linear, x: Tensor) -> Tensor:
 
 
 def linear_split(layer: nn.Linear, x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
-    """Apply an ``nn.Linear`` and split the channels of the result into parts of these sizes."""
+    """Apply an ``nn.Linear`` to the channels and split those of the result into parts.
+
+    Args:
+        layer: the map, in the dtype of ``x`` but for autocast.
+        x: (batch, inputs, positions), any floating dtype.
+        sizes: channels of each part, all outputs together.
+
+    Returns:
+        One (batch, size, positions) for each size, in the dtype of ``x`` or of autocast.
+    """
     return ops.linear_split(x, layer.weight, layer.bias, sizes)
 
 
 def silu_linear(layer: nn.Linear, x: Tensor, factor: Tensor | None = None) -> Tensor:
-    """Apply an ``nn.Linear`` to the channels of ``silu(x)``, or of ``silu(x) * factor``."""
+    """Apply an ``nn.Linear`` to the channels of ``silu(x)``, or of ``silu(x) * factor``.
+
+    Args:
+        layer: the map, in the dtype of ``x`` but for autocast.
+        x: (batch, inputs, positions), any floating dtype.
+        factor: (batch, inputs, positions), the dtype of ``x``, or None for 1.
+
+    Returns:
+        (batch, outputs, positions), in the dtype of ``x`` or of autocast.
+    """
     return ops.silu_linear(x, layer.weight, layer.bias, factor)
 
 

@@ -91,7 +91,7 @@ def permute_channels(
     """:func:`channel_wise_sample_permutation` in the layout (batch, channels, positions).
 
     Args:
-        values: (batch, channels, positions).
+        values: (batch, channels, positions), any floating dtype.
         lengths: valid positions of each row, on the host; 0 is allowed here (an empty chunk).
         layer: see :func:`channel_wise_sample_permutation`, as for all the other options.
         num_layers: see there.
@@ -101,7 +101,7 @@ def permute_channels(
         descending: see there.
 
     Returns:
-        (batch, channels, positions), contiguous.
+        (batch, channels, positions), contiguous, the dtype of ``values``.
 
     Raises:
         ValueError: an option is unknown.

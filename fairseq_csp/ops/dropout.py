@@ -22,6 +22,9 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
         p: probability in [0, 1].
         training: whether to drop anything.
 
+    Returns:
+        The shape and dtype of ``x``.
+
     Raises:
         ValueError: ``p`` is not a probability.
     """

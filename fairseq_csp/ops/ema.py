@@ -18,6 +18,7 @@ def ema_kernel_naive(
     """Return the moving average's kernel, one power a channel, component and lag.
 
     The formula as it stands in the paper, for tests and benchmarks; see :func:`ema_kernel`.
+    The parameters have one floating dtype.
 
     Args:
         delta: (K, N, 1) damping, before the sigmoid.
@@ -27,7 +28,7 @@ def ema_kernel_naive(
         length: number of lags.
 
     Returns:
-        (K, length).
+        (K, length), the dtype of the parameters.
     """
     p = torch.sigmoid(delta)
     q = 1 - p * torch.sigmoid(alpha)
@@ -41,7 +42,8 @@ def ema_kernel(delta: Tensor, alpha: Tensor, beta: Tensor, gamma: Tensor, length
 
     ``p = sigmoid(delta)``, ``q = 1 - p sigmoid(alpha)``. A lag is written ``t = a*m + b`` with
     ``m`` about ``sqrt(length)``, so that only ``2*sqrt(length)`` powers are taken per channel and
-    component, and one batched matrix product gives the rest.
+    component, and one batched matrix product gives the rest. The parameters are of any floating
+    dtype; half precision is computed in float32.
 
     Args:
         delta: (K, N, 1) damping, before the sigmoid.
@@ -71,13 +73,14 @@ def circular_kernel(kernel: Tensor, skip: Tensor, positions: int) -> Tensor:
     """Lay both directions of a kernel and the residual weight on one circle.
 
     Args:
-        kernel: (2D, lags): rows [0, D) look back, rows [D, 2D) look ahead; both hold lag 0. No more
-            lags than positions.
-        skip: (D,) weight of the position itself, beyond the moving average.
+        kernel: (2D, lags), any floating dtype: rows [0, D) look back, rows [D, 2D) look ahead; both
+            hold lag 0. No more lags than positions.
+        skip: (D,), any floating dtype: weight of the position itself, beyond the moving average.
         positions: positions of the sequences it will be applied to.
 
     Returns:
-        (D, size) with the smallest fast FFT size on which the directions do not meet.
+        (D, size), the dtype of the kernel, with the smallest fast FFT size on which the directions
+        do not meet.
     """
     back, ahead = kernel.chunk(2)
     size = next_fast_len(positions + kernel.size(1) - 1, real=True)
@@ -91,7 +94,7 @@ def convolve(x: Tensor, circle: Tensor) -> Tensor:
 
     Args:
         x: (batch, D, positions), any floating dtype; computed in float32 or wider.
-        circle: (D, size) from :func:`circular_kernel`.
+        circle: (D, size), float32 or wider, from :func:`circular_kernel`.
 
     Returns:
         (batch, D, positions), the dtype of ``x``.
@@ -111,7 +114,8 @@ def moving_average_naive(
     """Return the two moving averages and the residual by one linear convolution.
 
     As the published code has it: both directions' kernels side by side, the signal behind as many
-    zeros as the kernel looks ahead, and FFTs of twice the length of both together.
+    zeros as the kernel looks ahead, and FFTs of twice the length of both together. All tensors are
+    float32, or all float64, and so is the result.
 
     Args:
         x: (batch, D, positions).

@@ -1,4 +1,8 @@
-"""Linear maps of the channels of (batch, channels, positions)."""
+"""Linear maps of the channels of (batch, channels, positions).
+
+All tensors of a call have one floating dtype, which is the result's too. Under autocast they may
+differ, and autocast's is the result's.
+"""
 
 from collections.abc import Sequence
 

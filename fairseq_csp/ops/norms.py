@@ -13,7 +13,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Return ``weight * x / sqrt(mean(x^2) + eps)``, the mean over the channels.
 
     Args:
-        x: (batch, channels, positions).
+        x: (batch, channels, positions), any floating dtype, as the parameters.
         weight: (channels,), or (1,) for all channels alike.
         eps: added to the mean square.
 
@@ -27,7 +27,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """Return ``weight * (x - mean) / sqrt(variance + eps) + bias``, both over the channels.
 
     Args:
-        x: (batch, channels, positions).
+        x: (batch, channels, positions), any floating dtype, as the parameters.
         weight: (channels,).
         bias: (channels,).
         eps: added to the variance.

@@ -54,11 +54,27 @@ class ScoreAttention(AttentionFunction):
         return torch.bmm(values, weights.to(values.dtype).transpose(1, 2))
 
     def scale(self, queries: Tensor, rows: Rows) -> float | Tensor:
-        """Return what the queries are multiplied by."""
+        """Return what the queries are multiplied by.
+
+        Args:
+            queries: (batch, Z, positions), any floating dtype.
+            rows: which positions are valid.
+
+        Returns:
+            A number, or (batch, 1, 1) in the dtype of the queries.
+        """
         raise NotImplementedError
 
     def weights(self, scores: Tensor, rows: Rows) -> Tensor:
-        """Return the attention weights; none for padded keys."""
+        """Return the attention weights; none for padded keys.
+
+        Args:
+            scores: (batch, queries, keys), any floating dtype, with the bias.
+            rows: which positions are valid.
+
+        Returns:
+            (batch, queries, keys), the dtype of the scores or wider.
+        """
         raise NotImplementedError
 
 
@@ -101,7 +117,7 @@ class SoftmaxAttention(ScoreAttention):
         return queries.size(1) ** -0.5
 
     def weights(self, scores: Tensor, rows: Rows) -> Tensor:
-        """Return the softmax over the valid keys."""
+        """Return the softmax over the valid keys, (batch, queries, keys) in float32 or wider."""
         if not rows.full:
             # not -inf: a chunk may have no valid key at all
             scores = scores.masked_fill(~rows.mask, torch.finfo(scores.dtype).min)
@@ -112,17 +128,24 @@ class ElementwiseAttention(ScoreAttention):
     """``f(q k^T / n + bias) v`` with ``n`` the number of valid keys."""
 
     def scale(self, queries: Tensor, rows: Rows) -> float | Tensor:
-        """Return ``1/n``, per row where the rows differ."""
+        """Return ``1/n``; where the rows differ (batch, 1, 1), in the dtype of the queries."""
         if rows.full:
             return 1 / rows.positions
         return (1 / rows.lengths.clamp(min=1)[:, None, None]).to(queries.dtype)
 
     def weights(self, scores: Tensor, rows: Rows) -> Tensor:
-        """Return the function of each score, 0 for padded keys."""
+        """Return the function of each score, 0 for padded keys, in the scores' shape and dtype."""
         return rows.zero_padding(self.function(scores))
 
     def function(self, scores: Tensor) -> Tensor:
-        """Return the weight of each score."""
+        """Return the weight of each score.
+
+        Args:
+            scores: (batch, queries, keys), any floating dtype.
+
+        Returns:
+            The same shape and dtype.
+        """
         raise NotImplementedError
 
 
@@ -131,7 +154,7 @@ class SquaredReluAttention(ElementwiseAttention):
     """``relu(x)^2`` of each score (arXiv 2109.08668)."""
 
     def function(self, scores: Tensor) -> Tensor:
-        """Return ``max(x, 0)^2``."""
+        """Return ``max(x, 0)^2``, in the shape and dtype of the scores."""
         return F.relu(scores).square()
 
 
@@ -143,5 +166,5 @@ class LaplaceAttention(ElementwiseAttention):
     DEVIATION = 0.282095
 
     def function(self, scores: Tensor) -> Tensor:
-        """Return ``(1 + erf((x - mean) / (deviation * sqrt 2))) / 2``."""
+        """Return ``(1 + erf((x - mean) / (deviation * sqrt 2))) / 2``, shape and dtype as given."""
         return 0.5 * (1 + torch.erf((scores - self.MEAN) / (self.DEVIATION * math.sqrt(2))))
