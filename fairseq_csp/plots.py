@@ -1,5 +1,6 @@
 """matplotlib, which is needed for pictures only."""
 
+import logging
 from types import ModuleType
 
 from fairseq_csp.errors import UserError
@@ -11,6 +12,8 @@ def load_pyplot() -> ModuleType:
     Raises:
         UserError: matplotlib is not installed.
     """
+    # fairseq lets every library log all it does
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
     try:
         import matplotlib
     except ModuleNotFoundError:
