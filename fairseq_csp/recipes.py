@@ -18,37 +18,17 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+if __package__:
+    from fairseq_csp.datasets import DATASETS
+else:  # run as a file: the package itself imports torch
+    from datasets import DATASETS
+
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = ("transformer", "mega", "lstm", "flash")
 PRESETS = ("paper", "mega", "demo")
 DEFAULT = "default"
 # at least so often a run keeps what it has
 EXAMPLES_A_CHECKPOINT = 64_000
-
-
-@dataclass(frozen=True)
-class DataSet:
-    """One of the six data sets.
-
-    Attributes:
-        task: name of the fairseq task.
-        suffix: what its architectures' names end with.
-        pixels: mean and standard deviation of the pixels in [0, 1]; None for text.
-    """
-
-    task: str
-    suffix: str
-    pixels: tuple[float, float] | None = None
-
-
-DATASETS = {
-    "listops": DataSet("lra-text", "listop"),
-    "imdb-4000": DataSet("lra-text", "imdb"),
-    "aan": DataSet("lra-text", "aan"),
-    "cifar10": DataSet("lra-image", "cifar10", (0.48, 0.24)),
-    "pathfinder": DataSet("lra-image", "pf32", (0.5, 0.5)),
-    "path-x": DataSet("lra-image", "pf128", (0.5, 0.5)),
-}
 
 
 @dataclass(frozen=True)
@@ -131,6 +111,7 @@ def recipe(model: str, dataset: str, preset: str = "paper") -> Recipe:
         dataset: one of ``DATASETS``.
         preset: one of ``PRESETS``.
     """
+    dataset = DATASETS[dataset].like or dataset
     values = PAPER[dataset]
     if model in OTHER_RATES:
         values = dataclasses.replace(values, layers=None, lr=OTHER_RATES[model])

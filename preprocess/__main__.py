@@ -9,39 +9,38 @@ import argparse
 import logging
 import signal
 import sys
-from types import FrameType, ModuleType
+from importlib import import_module
+from types import FrameType
 
+from fairseq import utils
+
+from fairseq_csp.datasets import DATASETS
 from fairseq_csp.errors import UserError
-from preprocess import (
-    aan,
-    cifar10,
-    convert,
-    everything,
-    imdb,
-    listops,
-    path_x,
-    pathfinder,
-    show,
-)
 
-COMMANDS: dict[str, ModuleType] = {
-    "listops": listops,
-    "imdb-4000": imdb,
-    "aan": aan,
-    "cifar10": cifar10,
-    "pathfinder": pathfinder,
-    "path-x": path_x,
-    "all": everything,
-    "convert": convert,
-    "show": show,
+# what is done with a data set, beside preparing it
+TOOLS = {
+    "all": "preprocess.everything",
+    "convert": "preprocess.convert",
+    "show": "preprocess.show",
 }
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return the exit status: 0, 1 (an error, told in one line), or 130."""
-    parser = argparse.ArgumentParser(prog="python -m preprocess", description=__doc__)
+    outer = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    outer.add_argument(
+        "--user-dir", metavar="DIR", help="a user directory that registers data sets of its own"
+    )
+    user, arguments = outer.parse_known_args(arguments)
+    if user.user_dir is not None:
+        utils.import_user_module(user)
+    parser = argparse.ArgumentParser(
+        prog="python -m preprocess", description=__doc__, parents=[outer]
+    )
     commands = parser.add_subparsers(required=True, metavar="NAME")
-    for name, module in COMMANDS.items():
+    modules = {name: data_set.module for name, data_set in DATASETS.items()} | TOOLS
+    for name, path in modules.items():
+        module = import_module(path)
         command = commands.add_parser(
             name,
             help=module.__doc__.splitlines()[0],

@@ -21,16 +21,17 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from fairseq_csp.datasets import DATASETS
 from fairseq_csp.errors import UserError
 from preprocess.archives import RawRelease, numbered_lines
 from preprocess.preparation import add_common_arguments, prepare, standin_source
-from preprocess.sources import DATA_SETS
+from preprocess.sources import require_raw
 from preprocess.standin_text import topic_text
 from preprocess.summary import Figures
 from preprocess.text_format import TextDatasetWriter
 from preprocess.tokenizers import add_tokenizer_arguments, make_tokenizer, tokenizer_options
 
-DATA_SET = DATA_SETS["aan"]
+DATA_SET = DATASETS["aan"]
 LABELS = ("0", "1")
 DEMO_COUNTS = {"train": 3000, "valid": 500, "test": 500}
 
@@ -56,7 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
         source = standin_source(DATA_SET, arguments, "texts that share a topic (1) or do not (0)")
         pairs, expected = partial(_standin, arguments.seed), DEMO_COUNTS
     else:
-        release = RawRelease(arguments.raw or DATA_SET.require_raw())
+        release = RawRelease(arguments.raw or require_raw(DATA_SET))
         source = release.description
         pairs, expected = partial(read_pairs, release), DATA_SET.counts
     prepare(

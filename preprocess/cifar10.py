@@ -24,15 +24,16 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
+from fairseq_csp.datasets import DATASETS
 from fairseq_csp.errors import UserError
 from preprocess.archives import RawRelease, read_whole
 from preprocess.image_format import ImageDatasetWriter
 from preprocess.png import read_png
 from preprocess.preparation import add_common_arguments, prepare, standin_source
-from preprocess.sources import DATA_SETS
+from preprocess.sources import require_raw
 from preprocess.summary import Figures
 
-DATA_SET = DATA_SETS["cifar10"]
+DATA_SET = DATASETS["cifar10"]
 SIDE = 32
 CLASSES = 10
 DEMO_COUNTS = {"train": 3000, "valid": 500, "test": 500}
@@ -54,7 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
         source = standin_source(DATA_SET, arguments, "gratings of five directions, two widths")
         fill, expected = write_demo, DEMO_COUNTS
     else:
-        release = RawRelease(arguments.raw or DATA_SET.require_raw())
+        release = RawRelease(arguments.raw or require_raw(DATA_SET))
         source = release.description
         fill, expected = partial(convert_release, release), DATA_SET.counts
     prepare(

@@ -18,10 +18,10 @@ import numpy as np
 from tqdm import tqdm
 
 from fairseq_csp.data.pixels import read_label_lines, read_pixel_lines
+from fairseq_csp.datasets import DATASETS
 from fairseq_csp.errors import UserError
 from preprocess.archives import sha256
 from preprocess.image_format import ImageDatasetWriter
-from preprocess.sources import DATA_SETS
 from preprocess.summary import SPLITS, SUMMARY_FILE, Figures, format_table, write_summary
 
 
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     with TemporaryDirectory(prefix=".partial-", dir=directory) as temporary:
         figures = _convert(directory, Path(temporary))
-        data_set = DATA_SETS.get(directory.resolve().name)
+        data_set = DATASETS.get(directory.resolve().name)
         counts = {split: value.examples for split, value in figures.splits.items()}
         write_summary(
             Path(temporary),

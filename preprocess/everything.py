@@ -13,15 +13,14 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
+from fairseq_csp.datasets import DATA_DIRECTORY, DATASETS, LRA_RELEASE
 from fairseq_csp.errors import UserError
 from fairseq_csp.flags import positive
-from preprocess import aan, listops, path_x, pathfinder
 from preprocess.archives import NothingFoundError
-from preprocess.sources import DATA_DIRECTORY, LRA_RELEASE
-
-_SETS = {"listops": listops, "aan": aan, "pathfinder": pathfinder, "path-x": path_x}
 
 logger = logging.getLogger(__name__)
 
@@ -49,28 +48,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Prepare each set that the release holds."""
     found = False
-    for name, module in _SETS.items():
+    sets = {name: entry for name, entry in DATASETS.items() if entry.download == LRA_RELEASE}
+    for name, data_set in sets.items():
+        module = import_module(data_set.module)
         target = arguments.out / name
         if target.exists() and not arguments.overwrite:
             logger.info("%s: %s is there already and left as it is", name, target)
             found = True
             continue
         try:
-            module.run(_arguments_of(name, arguments))
+            module.run(_arguments_of(module, arguments.out / name, arguments))
             found = True
         except NothingFoundError as error:
             logger.info("%s: %s", name, error)
     if not found:
         raise UserError(
-            f"{arguments.raw} holds none of {', '.join(_SETS)}; expected {LRA_RELEASE.file} from "
+            f"{arguments.raw} holds none of {', '.join(sets)}; expected {LRA_RELEASE.file} from "
             f"{LRA_RELEASE.address}"
         )
 
 
-def _arguments_of(name: str, arguments: argparse.Namespace) -> argparse.Namespace:
+def _arguments_of(
+    module: ModuleType, target: Path, arguments: argparse.Namespace
+) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    _SETS[name].add_arguments(parser)
-    options = ["--raw", str(arguments.raw), "--out", str(arguments.out / name)]
+    module.add_arguments(parser)
+    options = ["--raw", str(arguments.raw), "--out", str(target)]
     options += ["--seed", str(arguments.seed), "--workers", str(arguments.workers)]
     if arguments.limit is not None:
         options += ["--limit", str(arguments.limit)]

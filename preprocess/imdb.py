@@ -21,15 +21,16 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from tqdm import tqdm
 
+from fairseq_csp.datasets import DATASETS
 from preprocess.archives import RawRelease, read_whole
 from preprocess.preparation import add_common_arguments, prepare, standin_source
-from preprocess.sources import DATA_SETS
+from preprocess.sources import require_raw
 from preprocess.standin_text import topic_text
 from preprocess.summary import Figures
 from preprocess.text_format import TextDatasetWriter
 from preprocess.tokenizers import add_tokenizer_arguments, make_tokenizer, tokenizer_options
 
-DATA_SET = DATA_SETS["imdb-4000"]
+DATA_SET = DATASETS["imdb-4000"]
 LABELS = ("0", "1")
 DEMO_COUNTS = {"train": 3000, "valid": 500, "test": 500}
 
@@ -70,7 +71,7 @@ def run(arguments: argparse.Namespace) -> None:
         read = partial(_standin, arguments.seed)
         expected = DEMO_COUNTS
     else:
-        release = RawRelease(arguments.raw or DATA_SET.require_raw())
+        release = RawRelease(arguments.raw or require_raw(DATA_SET))
         source = release.description
         read = partial(read_reviews, release, arguments.holdout, arguments.seed)
         if arguments.holdout:

@@ -30,16 +30,16 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from tqdm import tqdm
 
+from fairseq_csp.datasets import DATASETS
 from fairseq_csp.errors import UserError
 from fairseq_csp.flags import positive
 from preprocess.archives import RawRelease, numbered_lines
 from preprocess.parallel import ordered_map
 from preprocess.preparation import add_common_arguments, prepare
-from preprocess.sources import DATA_SETS
 from preprocess.summary import SPLITS, Figures
 from preprocess.text_format import TextDatasetWriter
 
-DATA_SET = DATA_SETS["listops"]
+DATA_SET = DATASETS["listops"]
 DIGITS = tuple("0123456789")
 SYMBOLS = (*DIGITS, "[MIN", "[MAX", "[MED", "[SM", "]")
 MIN, MAX, MED, SM, CLOSE = range(10, 15)

@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import argparse
 
+from fairseq_csp.datasets import DATASETS
 from preprocess import pathfinder
 from preprocess.pathfinder import Variant
 from preprocess.pathfinder_generator import Settings
-from preprocess.sources import DATA_SETS
 
 PATH_X = Variant(
-    DATA_SETS["path-x"],
+    DATASETS["path-x"],
     "pathfinder128",
     Settings(
         side=128,

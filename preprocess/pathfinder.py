@@ -37,6 +37,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from fairseq_csp.datasets import DATASETS, DataSet
 from fairseq_csp.errors import UserError
 from preprocess.archives import RawRelease, read_whole
 from preprocess.image_format import ImageDatasetWriter
@@ -44,7 +45,7 @@ from preprocess.parallel import ordered_map
 from preprocess.pathfinder_generator import Settings, generate
 from preprocess.png import read_png
 from preprocess.preparation import add_common_arguments, prepare, standin_source
-from preprocess.sources import DATA_SETS, DataSet
+from preprocess.sources import find_raw
 from preprocess.summary import SPLITS, Figures
 
 PREVIEW_IMAGES = 200
@@ -83,7 +84,7 @@ class Variant:
 
 
 PATHFINDER = Variant(
-    DATA_SETS["pathfinder"],
+    DATASETS["pathfinder"],
     "pathfinder32",
     Settings(),
     demo=Settings(paddles=8, distractors=3, easy=True),
@@ -125,7 +126,7 @@ def run(arguments: argparse.Namespace, variant: Variant = PATHFINDER) -> None:
     options: dict[str, object] = {"seed": arguments.seed, "limit": arguments.limit}
     raw = arguments.raw
     if raw is None and not arguments.generate and not arguments.demo:
-        raw = data_set.find_raw()
+        raw = find_raw(data_set)
     if raw:
         options["level"] = level
         release = RawRelease(raw)

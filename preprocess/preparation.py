@@ -7,12 +7,14 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
+from fairseq_csp.datasets import DataSet
 from fairseq_csp.errors import UserError
 from fairseq_csp.flags import positive
 from preprocess.directories import new_directory
-from preprocess.sources import DataSet
+from preprocess.sources import raw_at
 from preprocess.summary import Figures, check_counts, format_table, write_summary
 
 logger = logging.getLogger(__name__)
@@ -22,10 +24,11 @@ def add_common_arguments(parser: argparse.ArgumentParser, data_set: DataSet) -> 
     """Add the options that every data set has."""
     parser.add_argument(
         "--raw",
-        type=data_set.raw_at,
+        type=partial(raw_at, data_set),
         metavar="PATH",
         help="the raw release: archive as downloaded, directory that holds it, or unpacked "
-        f"directory (default: {data_set.download.file} in lra_data/raw/)",
+        "directory"
+        + (f" (default: {data_set.download.file} in lra_data/raw/)" if data_set.download else ""),
     )
     parser.add_argument(
         "--demo",

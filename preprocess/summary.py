@@ -104,7 +104,15 @@ def write_summary(
 
 def _versions() -> dict[str, str]:
     versions = {"python": platform.python_version()}
-    for package in ("fairseq", "fairseq-fixed", "numpy", "torch", "pillow", "sentencepiece"):
+    for package in (
+        "fairseq",
+        "fairseq-fixed",
+        "ve-fairseq",
+        "numpy",
+        "torch",
+        "pillow",
+        "sentencepiece",
+    ):
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

@@ -1,0 +1,263 @@
+"""The one table of data sets: raw files, counts, task, architectures, published accuracies.
+
+A data set is an entry here and a module that prepares it (``preprocess/NAME.py``, with
+``add_arguments(parser)`` and ``run(arguments)``); everything else looks it up in ``DATASETS``. One
+outside this repository is registered by a user directory: :func:`register_dataset`.
+
+Only the standard library is imported here, as in ``recipes.py``.
+
+Sources of the published accuracies: the Transformer in MEGA's own run, Luna, S4-v2, MEGA and
+MEGA-chunk from arXiv 2209.10655; S5 from arXiv 2208.04933; Megalodon from arXiv 2404.08801; FLASH
+from a secondary source; Sliceformer (arXiv 2310.17683) from its authors' sheet. For CSP itself
+there is none at hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+DATA_DIRECTORY = Path("lra_data")
+FAILS = "fails"
+
+
+@dataclass(frozen=True)
+class Download:
+    """A raw file.
+
+    Attributes:
+        file: its name in ``lra_data/raw/``.
+        address: where it is published.
+        size: roughly, for a message.
+        unpacked: the directory that unpacks from it.
+        bytes: its exact size, where known.
+        sha256: of its content, where known.
+    """
+
+    file: str
+    address: str
+    size: str
+    unpacked: str
+    bytes: int | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """One data set.
+
+    Attributes:
+        name: on every command line, and of its directory in ``lra_data/``.
+        task: name of the fairseq task.
+        suffix: what its architectures' names end with, as in ``mega_lra_imdb``.
+        counts: examples of each split in the full set.
+        module: the module that prepares it.
+        classes: number of classes.
+        download: the raw file; None where there is none.
+        generated: whether the full set can be made without a download.
+        pixels: mean and standard deviation of the pixels in [0, 1]; None for text.
+        like: the data set whose recipes it is trained with; None: it has its own in ``recipes.py``.
+        published: test accuracy in percent, or ``FAILS``, by the model's published name.
+    """
+
+    name: str
+    task: str
+    suffix: str
+    counts: Mapping[str, int]
+    module: str
+    classes: int = 2
+    download: Download | None = None
+    generated: bool = False
+    pixels: tuple[float, float] | None = None
+    like: str | None = None
+    published: Mapping[str, float | str] = field(default_factory=dict)
+
+    @property
+    def directory(self) -> Path:
+        """Where the prepared set goes unless told otherwise."""
+        return DATA_DIRECTORY / self.name
+
+    @property
+    def demo_directory(self) -> Path:
+        """Where the small stand-in of ``--demo`` goes unless told otherwise."""
+        return DATA_DIRECTORY / f"{self.name}-demo"
+
+
+DATASETS: dict[str, DataSet] = {}
+
+
+def register_dataset(data_set: DataSet) -> DataSet:
+    """Add a data set to the table.
+
+    Args:
+        data_set: the entry.
+
+    Returns:
+        The entry.
+
+    Raises:
+        ValueError: another data set has this name.
+    """
+    if DATASETS.setdefault(data_set.name, data_set) != data_set:
+        raise ValueError(f"there is a data set {data_set.name} already")
+    return data_set
+
+
+def _splits(train: int, valid: int, test: int) -> dict[str, int]:
+    return {"train": train, "valid": valid, "test": test}
+
+
+LRA_RELEASE = Download(
+    "lra_release.gz",
+    "https://storage.googleapis.com/long-range-arena/lra_release.gz",
+    "7.7 GB",
+    unpacked="lra_release",
+)
+IMDB_RELEASE = Download(
+    "aclImdb_v1.tar.gz",
+    "https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz",
+    "84 MB",
+    unpacked="aclImdb",
+)
+CIFAR10_RELEASE = Download(
+    "cifar-10-python.tar.gz",
+    "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+    "170 MB",
+    unpacked="cifar-10-batches-py",
+)
+
+# the six of the Long Range Arena, in its order
+register_dataset(
+    DataSet(
+        "listops",
+        task="lra-text",
+        suffix="listop",
+        counts=_splits(96_000, 2_000, 2_000),
+        module="preprocess.listops",
+        classes=10,
+        download=LRA_RELEASE,
+        generated=True,
+        published={
+            "Transformer": 37.11,
+            "Luna-256": 37.98,
+            "FLASH": 38.70,
+            "Sliceformer": 37.65,
+            "S4-v2": 59.60,
+            "S5": 62.15,
+            "MEGA": 63.14,
+            "MEGA-chunk": 58.76,
+            "Megalodon": 63.79,
+        },
+    )
+)
+register_dataset(
+    DataSet(
+        "imdb-4000",
+        task="lra-text",
+        suffix="imdb",
+        counts=_splits(25_000, 25_000, 25_000),
+        module="preprocess.imdb",
+        download=IMDB_RELEASE,
+        published={
+            "Transformer": 65.21,
+            "Luna-256": 65.78,
+            "FLASH": 64.10,
+            "Sliceformer": 64.60,
+            "S4-v2": 86.82,
+            "S5": 89.31,
+            "MEGA": 90.43,
+            "MEGA-chunk": 90.19,
+            "Megalodon": 90.48,
+        },
+    )
+)
+register_dataset(
+    DataSet(
+        "aan",
+        task="lra-text",
+        suffix="aan",
+        counts=_splits(147_086, 18_090, 17_437),
+        module="preprocess.aan",
+        download=LRA_RELEASE,
+        published={
+            "Transformer": 79.14,
+            "Luna-256": 79.56,
+            "FLASH": 86.10,
+            "Sliceformer": 62.23,
+            "S4-v2": 90.90,
+            "S5": 91.40,
+            "MEGA": 91.25,
+            "MEGA-chunk": 90.97,
+            "Megalodon": 91.76,
+        },
+    )
+)
+register_dataset(
+    DataSet(
+        "cifar10",
+        task="lra-image",
+        suffix="cifar10",
+        counts=_splits(45_000, 5_000, 10_000),
+        module="preprocess.cifar10",
+        classes=10,
+        download=CIFAR10_RELEASE,
+        pixels=(0.48, 0.24),
+        published={
+            "Transformer": 42.94,
+            "Luna-256": 47.86,
+            "FLASH": 47.40,
+            "Sliceformer": 48.02,
+            "S4-v2": 88.65,
+            "S5": 88.00,
+            "MEGA": 90.44,
+            "MEGA-chunk": 85.80,
+            "Megalodon": 89.42,
+        },
+    )
+)
+register_dataset(
+    DataSet(
+        "pathfinder",
+        task="lra-image",
+        suffix="pf32",
+        counts=_splits(160_000, 20_000, 20_000),
+        module="preprocess.pathfinder",
+        download=LRA_RELEASE,
+        generated=True,
+        pixels=(0.5, 0.5),
+        published={
+            "Transformer": 71.83,
+            "Luna-256": 78.55,
+            "FLASH": 70.25,
+            "Sliceformer": 82.04,
+            "S4-v2": 94.20,
+            "S5": 95.33,
+            "MEGA": 96.01,
+            "MEGA-chunk": 94.41,
+            "Megalodon": 98.13,
+        },
+    )
+)
+register_dataset(
+    DataSet(
+        "path-x",
+        task="lra-image",
+        suffix="pf128",
+        counts=_splits(160_000, 20_000, 20_000),
+        module="preprocess.path_x",
+        download=LRA_RELEASE,
+        generated=True,
+        pixels=(0.5, 0.5),
+        published={
+            "Transformer": FAILS,
+            "Luna-256": FAILS,
+            "Sliceformer": FAILS,
+            "S4-v2": 96.35,
+            "S5": 98.58,
+            "MEGA": 97.98,
+            "MEGA-chunk": 93.81,
+            "Megalodon": 98.17,
+        },
+    )
+)
