@@ -3,7 +3,8 @@
 import shutil
 
 import pytest
-from commands import generate_listops, train
+
+from tests.helpers.commands import generate_listops, train
 
 
 @pytest.fixture(scope="session")

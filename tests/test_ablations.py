@@ -9,11 +9,11 @@ import sys
 
 import pytest
 import torch
-from commands import SMALL, succeed
 
 from fairseq_csp import ablations
 from fairseq_csp.errors import UserError
 from fairseq_csp.recipes import parse_words
+from tests.helpers.commands import SMALL, succeed
 
 FINISHED = {"exit_status": 0, "accuracy": 30.0}
 

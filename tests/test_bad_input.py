@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 import torch
-from commands import ROOT, call, training_command
 from fairseq.trainer import Trainer
 from fairseq_cli import train as fairseq_train
 from fairseq_cli import validate as fairseq_validate
-from generated import write_images, write_text
-from running import TINY, TRAINING, logged, train
 
 from preprocess.__main__ import main as preprocess
+from tests.helpers.commands import ROOT, call, training_command
+from tests.helpers.generated import write_images, write_text
+from tests.helpers.running import TINY, TRAINING, logged, train
 
 VALIDATION = ["--user-dir", ROOT / "fairseq_csp", "--cpu"]
 HEADER = 26  # bytes of an index before the lengths

@@ -6,10 +6,11 @@ import socket
 
 import pytest
 import torch
-from building import small, tokens
-from commands import generate_listops, logged, start, train, training_command
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
+
+from tests.helpers.building import small, tokens
+from tests.helpers.commands import generate_listops, logged, start, train, training_command
 
 PLAIN = ["--dropout", "0", "--attention-dropout", "0"]
 

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from commands import call, generate_listops, training_command
-from generated import write_images, write_text
-from running import TINY, train
-from test_distributed import start_pair
 
 from fairseq_csp.errors import UserError
 from fairseq_csp.tasks.lra import LRATask
+from tests.helpers.commands import call, generate_listops, training_command
+from tests.helpers.generated import write_images, write_text
+from tests.helpers.running import TINY, train
+from tests.test_distributed import start_pair
 
 IMAGES = [*TINY, "--task", "lra-image", "--arch", "mega_lra_pf32"]
 TEXTS = [*TINY, "--task", "lra-text", "--arch", "mega_lra_imdb"]

@@ -10,7 +10,8 @@ import sys
 
 import pytest
 import torch
-from commands import (
+
+from tests.helpers.commands import (
     ROOT,
     SMALL,
     call,

@@ -22,7 +22,6 @@ import pytest
 import torch
 from fairseq import checkpoint_utils
 from fairseq.data import Dictionary
-from generated import write_text
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -34,6 +33,7 @@ from fairseq_csp.tasks.lra import _is_limited
 from preprocess import aan, cifar10, listops, pathfinder
 from preprocess.archives import RawRelease
 from preprocess.png import read_png
+from tests.helpers.generated import write_text
 
 COUNT = 500
 MANY = 5_000

@@ -11,7 +11,16 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from commands import ENVIRONMENT, ROOT, SMALL, generate_listops, logged, start, training_command
+
+from tests.helpers.commands import (
+    ENVIRONMENT,
+    ROOT,
+    SMALL,
+    generate_listops,
+    logged,
+    start,
+    training_command,
+)
 
 FLAGS = [
     "--update-freq", "2", "--save-interval-updates", "3", "--keep-interval-updates", "1",

@@ -3,7 +3,7 @@
 import re
 import subprocess
 
-from commands import ENVIRONMENT, ROOT, SMALL, logged
+from tests.helpers.commands import ENVIRONMENT, ROOT, SMALL, logged
 
 
 def test_torchrun_as_documented(tiny_listops, tmp_path):

@@ -17,17 +17,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import ENVIRONMENT, ROOT, SMALL, call, generate_listops
 from fairseq_cli import train as fairseq_train
 from fairseq_cli import validate as fairseq_validate
-from generated import write_text
 from PIL import EpsImagePlugin, Image
-from running import TINY, TRAINING
 
 from fairseq_csp.errors import UserError
 from preprocess import aan, archives, cifar10, imdb
 from preprocess.archives import RawRelease
 from preprocess.png import read_png
+from tests.helpers.commands import ENVIRONMENT, ROOT, SMALL, call, generate_listops
+from tests.helpers.generated import write_text
+from tests.helpers.running import TINY, TRAINING
 
 
 class RunsCode:

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from building import small, tokens
 
 from fairseq_csp.analysis.collapse import residual_norm, stable_rank
 from fairseq_csp.analysis.rank import layer_by_layer
 from fairseq_csp.errors import UserError
+from tests.helpers.building import small, tokens
 
 
 def samples(*lengths):

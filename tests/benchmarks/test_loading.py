@@ -1,8 +1,7 @@
 """The loading benchmark on tiny data of each kind."""
 
-from generated import write_images, write_text
-
 from benchmarks.loading import main
+from tests.helpers.generated import write_images, write_text
 
 
 def test_a_row_for_each_data_set(tmp_path, capsys):

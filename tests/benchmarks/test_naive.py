@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from building import small
 
 from benchmarks.models import random_sample
 from benchmarks.naive import NaiveModel
 from fairseq_csp.criterions.lra_cross_entropy import LRACrossEntropyCriterion
 from fairseq_csp.parameters import SYMBOLS
+from tests.helpers.building import small
 
 LENGTH = 24
 MODELS = [

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from building import FAMILIES, TASKS, build, config, dictionary, small
 from fairseq import options
 from fairseq.models import ARCH_CONFIG_REGISTRY
 
@@ -12,6 +11,7 @@ from fairseq_csp.errors import UserError
 from fairseq_csp.models.architectures import ARCHITECTURES
 from fairseq_csp.models.lra import LRAModel, vector_dim
 from fairseq_csp.parameters import count_parameters, table
+from tests.helpers.building import FAMILIES, TASKS, build, config, dictionary, small
 
 ROOT = Path(__file__).parent.parent.parent
 # spec/models.md: D, H = F, Z, N, layers, classifier out, max positions

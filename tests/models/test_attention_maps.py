@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from building import small, tokens
 
 from fairseq_csp.analysis.maps import attention_maps, chosen
 from fairseq_csp.errors import UserError
 from fairseq_csp.modules.attention import AttentionFunction
 from fairseq_csp.modules.transformer_layer import SelfAttention
+from tests.helpers.building import small, tokens
 
 SAMPLE = {"net_input": dict(zip(("src_tokens", "src_lengths"), tokens([11]), strict=True))}
 MODELS = [

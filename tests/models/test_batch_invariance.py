@@ -4,9 +4,9 @@ import itertools
 
 import pytest
 import torch
-from building import TEXT_TASKS, small, tokens
 
 from fairseq_csp.models import trimming
+from tests.helpers.building import TEXT_TASKS, small, tokens
 
 OWN = ("softmax", "relu2", "laplace")
 CSP = [

@@ -4,9 +4,9 @@ import logging
 
 import pytest
 import torch
-from building import small
 
 from fairseq_csp.errors import UserError
+from tests.helpers.building import small
 
 H, D, Z = 12, 8, 6
 DEAD = {

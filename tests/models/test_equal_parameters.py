@@ -1,9 +1,9 @@
 """The ablation of attention compares models of as many parameters."""
 
 import pytest
-from building import build
 
 from fairseq_csp.ablations import ABLATIONS
+from tests.helpers.building import build
 
 
 def test_csp_has_as_many_parameters_as_softmax():

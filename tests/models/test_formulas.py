@@ -2,12 +2,12 @@
 
 import itertools
 
-import naive
 import pytest
 import torch
-from building import pixels, small, tokens
 
 from fairseq_csp.models import trimming
+from tests.helpers import naive
+from tests.helpers.building import pixels, small, tokens
 
 SCORES = ("softmax", "relu2", "laplace")
 CSP = {"attention": "csp"}

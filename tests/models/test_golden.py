@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from building import build
+
+from tests.helpers.building import build
 
 GOLDEN = sorted((Path(__file__).parent.parent / "golden").glob("*.npz"))
 

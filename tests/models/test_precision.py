@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from building import FAMILIES, TASKS, pixels, small, tokens
+
+from tests.helpers.building import FAMILIES, TASKS, pixels, small, tokens
 
 ATTENTIONS = {
     "mega": ("softmax", "laplace", "relu2", "csp"),

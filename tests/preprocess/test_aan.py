@@ -5,7 +5,8 @@ import zipfile
 import pytest
 import sentencepiece
 from fairseq.data import Dictionary
-from processed import files, token_lines
+
+from tests.helpers.processed import files, token_lines
 
 # the traps: both kinds of quotes, tabs and newlines inside, a lone quote (no quoting is done),
 # not ASCII, backslashes, an empty text, longer than the cut

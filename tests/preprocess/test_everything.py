@@ -4,13 +4,13 @@ import json
 import tarfile
 
 import pytest
-from test_aan import check as check_aan
-from test_aan import write as write_aan
-from test_listops import EXPRESSIONS, check_release
-from test_pathfinder import check as check_images
-from test_pathfinder import write_release
 
 from preprocess.__main__ import main
+from tests.preprocess.test_aan import check as check_aan
+from tests.preprocess.test_aan import write as write_aan
+from tests.preprocess.test_listops import EXPRESSIONS, check_release
+from tests.preprocess.test_pathfinder import check as check_images
+from tests.preprocess.test_pathfinder import write_release
 
 
 @pytest.fixture

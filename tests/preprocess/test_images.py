@@ -7,10 +7,10 @@ import tarfile
 import numpy as np
 import pytest
 from PIL import Image
-from processed import files
 
 from fairseq_csp.data.pixels import load_labels, load_pixels
 from preprocess.__main__ import main
+from tests.helpers.processed import files
 
 SIZES = {"data_batch_1": 12, "data_batch_2": 11, "data_batch_3": 1, "data_batch_4": 3,
          "data_batch_5": 3, "test_batch": 10}  # fmt: skip

@@ -4,7 +4,8 @@ import tarfile
 import pytest
 import sentencepiece
 from fairseq.data import Dictionary
-from processed import files, token_lines
+
+from tests.helpers.processed import files, token_lines
 
 # the traps: not ASCII, an empty review, markup, brackets, CRLF, not UTF-8, longer than the cut
 REVIEWS = {

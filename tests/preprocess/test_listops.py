@@ -5,9 +5,9 @@ import tarfile
 import numpy as np
 import pytest
 from fairseq.data import Dictionary
-from processed import files, token_lines
 
 from preprocess.listops import MAX, MED, MIN, SM, SYMBOLS, Settings, distinct_expressions
+from tests.helpers.processed import files, token_lines
 
 SMALL = ("--train-size", 300, "--valid-size", 40, "--test-size", 60)
 SHORT = ("--min-length", 10, "--max-length", 60)

@@ -4,12 +4,12 @@ import tarfile
 import numpy as np
 import pytest
 from PIL import Image
-from processed import files
 
 from fairseq_csp.data.pixels import load_labels, load_pixels
 from preprocess.path_x import PATH_X
 from preprocess.pathfinder import PATHFINDER
 from preprocess.pathfinder_generator import design, draw, generate
+from tests.helpers.processed import files
 
 SETTINGS = [
     pytest.param(PATHFINDER.settings, id="32"),

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 from PIL import Image
-from test_aan import PAIRS
-from test_aan import write as write_aan
 
 from fairseq_csp.data.pixels import load_labels, load_pixels
 from preprocess.__main__ import main
+from tests.preprocess.test_aan import PAIRS
+from tests.preprocess.test_aan import write as write_aan
 
 
 def show(capsys, *arguments):

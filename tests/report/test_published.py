@@ -1,11 +1,11 @@
 """The published numbers: consistent in themselves, and shown where a reader looks."""
 
 import pytest
-from commands import ROOT
 
 from fairseq_csp import published
 from fairseq_csp.datasets import FAILS
 from fairseq_csp.report.tables import markdown
+from tests.helpers.commands import ROOT
 
 
 def test_averages_are_those_of_the_rows():

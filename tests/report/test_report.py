@@ -11,11 +11,11 @@ import sys
 
 import pytest
 import torch
-from commands import ENVIRONMENT, ROOT, validate
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fairseq_csp.errors import UserError
 from fairseq_csp.report.__main__ import main
+from tests.helpers.commands import ENVIRONMENT, ROOT, validate
 
 
 def table(text, title):

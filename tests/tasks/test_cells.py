@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from generated import write_images, write_text
-from running import TINY, train, validate
+
+from tests.helpers.generated import write_images, write_text
+from tests.helpers.running import TINY, train, validate
 
 DATA = {
     "listop": lambda path: write_text(path, classes=10),

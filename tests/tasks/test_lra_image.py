@@ -5,11 +5,11 @@ import pytest
 import torch
 from fairseq import options, tasks
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
-from generated import write_images
-from running import TINY, configuration, train, validate
 
 from fairseq_csp.errors import UserError
 from fairseq_csp.tasks.lra_image import LRAImageConfig, LRAImageTask
+from tests.helpers.generated import write_images
+from tests.helpers.running import TINY, configuration, train, validate
 
 
 def words(data, *others, arch="mega_lra_pf32"):

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 from fairseq import models, tasks
-from generated import SPLITS, SYMBOLS, write_text
-from running import TINY, configuration, logged
 
 from fairseq_csp.errors import UserError
 from fairseq_csp.models.lra import LRAModel
+from tests.helpers.generated import SPLITS, SYMBOLS, write_text
+from tests.helpers.running import TINY, configuration, logged
 
 
 def words(data, *others, arch="mega_lra_aan"):

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from running import logged, train, validate
 
 from fairseq_csp.errors import UserError
+from tests.helpers.running import logged, train, validate
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "mega09_listops"
 CHECKPOINT = GOLDEN / "checkpoint_best.pt"
