@@ -1,57 +1,46 @@
-"""The direct formulas: what the fast path is measured against.
+"""The direct formulas of every family: for tests to compare and benchmarks to measure.
 
 As a user would write them from the papers and about as the published code does: positions before
 channels, one call of ``torch.nn.functional`` for each step, autograd for the backward pass. Nothing
-is slowed down. Rows hold no padding.
+is slowed down, and nothing is taken from the modules but their parameters. Sequences hold no
+padding.
 """
 
 import math
+from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fairseq_csp.models.config import LRAConfig, attention_name
+from fairseq_csp.models.config import LRAConfig
 from fairseq_csp.models.lra import LRAModel
-from fairseq_csp.modules.pointwise import activation
-from fairseq_csp.ops.csp import shift_steps
-from fairseq_csp.ops.ema import moving_average_naive
+from fairseq_csp.ops.csp.naive import permute_naive
+from fairseq_csp.ops.ema.naive import moving_average_naive
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "relu": F.relu,
+}
 
 
-def permute(values: Tensor, layer: int, num_layers: int, group_size: int = 2) -> Tensor:
-    """Shift each channel by its exponential step, sort groups: CSP by an index and a general sort.
-
-    Args:
-        values: (batch, positions, channels); the groups divide the positions.
-        layer: index of the layer, from 0.
-        num_layers: number of layers.
-        group_size: positions in a sorted group.
-
-    Returns:
-        (batch, positions, channels).
-    """
-    batch, positions, channels = values.shape
-    steps = shift_steps(positions, channels, layer, num_layers).to(values.device)
-    index = (torch.arange(positions, device=values.device)[:, None] - steps) % positions
-    shifted = torch.gather(values, 1, index.repeat(batch, 1, 1))
-    return shifted.unflatten(1, (-1, group_size)).sort(dim=2).values.flatten(1, 2)
-
-
-def scale_norm(x: Tensor, scalar: Tensor, eps: float) -> Tensor:
-    """Return ``scalar * x / sqrt(mean(x^2) + eps)``, the mean over the channels.
+def scale_norm(x: Tensor, scale: Tensor, eps: float) -> Tensor:
+    """Return ``scale * x / sqrt(mean(x^2) + eps)``, the mean over the channels.
 
     Args:
         x: (batch, positions, channels), any floating dtype.
-        scalar: (1,), the dtype of ``x``.
+        scale: (1,) or (channels,), the dtype of ``x``.
         eps: added to the mean square.
 
     Returns:
         The shape and dtype of ``x``.
     """
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * scalar
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * scale
 
 
-def relative_bias(weight: Tensor, positions: int) -> Tensor:
+def simple_bias(weight: Tensor, positions: int) -> Tensor:
     """Return the matrix (positions, positions) whose entry [i, j] is the weight of j - i.
 
     Args:
@@ -62,6 +51,35 @@ def relative_bias(weight: Tensor, positions: int) -> Tensor:
     line = weight[middle - positions + 1 : middle + positions]
     rows = F.pad(line, (0, positions)).tile(positions)[:-positions]
     return rows.view(positions, -1)[:, positions - 1 : 2 * positions - 1]
+
+
+def rotary_bias(alpha: Tensor, beta: Tensor, positions: int) -> Tensor:
+    """Return the matrix (positions, positions) of inner products of two rotated vectors.
+
+    Args:
+        alpha: (1, channels), rotated by the position of the query.
+        beta: (1, channels), rotated by the position of the key.
+        positions: how many.
+    """
+    half = alpha.size(1) // 2
+    rates = torch.exp(-torch.arange(half, device=alpha.device) * math.log(10000) / half)
+    angles = torch.arange(positions, device=alpha.device)[:, None] * rates
+    sine, cosine = angles.sin(), angles.cos()
+
+    def rotate(vector: Tensor) -> Tensor:
+        a, b = vector.chunk(2, dim=1)
+        return torch.cat([a * cosine - b * sine, b * cosine + a * sine], dim=1)
+
+    return rotate(alpha) @ rotate(beta).T
+
+
+@lru_cache(maxsize=4)
+def sinusoids(first: int, positions: int, dim: int, device: torch.device) -> Tensor:
+    """Return (positions, dim) float32: sines and cosines of the positions from ``first`` on."""
+    half = dim // 2
+    rates = torch.exp(-torch.arange(half, device=device) * math.log(10000) / (half - 1))
+    angles = torch.arange(first, first + positions, device=device)[:, None] * rates
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 class Weights:
@@ -95,13 +113,15 @@ class Weights:
         """
         return F.linear(x, self[f"{name}.weight"], self[f"{name}.bias"])
 
+    def embed(self, name: str, source: Tensor) -> Tensor:
+        """Embed (batch, positions) symbols or pixels to (batch, positions, channels)."""
+        if source.is_floating_point():
+            return source.unsqueeze(2) * self[f"{name}.weight"] + self[f"{name}.bias"]
+        return F.embedding(source, self[f"{name}.weight"])
+
 
 class NaiveModel:
     """An LRA model's function by the direct formulas, on the model's own parameters.
-
-    For the named variants of MEGA, FLASH and the Transformer, with any attention function of this
-    package: whole rows (one chunk), the simple relative bias, sinusoidal positions, layers that do
-    not share weights, CSP's default options.
 
     Args:
         model: whose parameters take the gradients; in the mode (training or not) to be imitated.
@@ -110,23 +130,37 @@ class NaiveModel:
     def __init__(self, model: LRAModel) -> None:
         self.cfg: LRAConfig = model.cfg
         self.training = model.training
-        self.activation = activation(str(self.cfg.activation_fn))
+        self.activation = ACTIVATIONS[str(self.cfg.activation_fn)]
         self.weights = Weights(dict(model.named_parameters()) | dict(model.named_buffers()))
-        encoders = {"mega": self._mega, "flash": self._flash, "transformer": self._transformer}
-        self.encode = encoders[str(self.cfg.layer_type)]
+        self.encode = {
+            "mega": self._mega,
+            "flash": self._flash,
+            "transformer": self._transformer,
+            "lstm": self._lstm,
+        }[str(self.cfg.layer_type)]
 
-    def __call__(self, src_tokens: Tensor, src_lengths: Tensor | None = None) -> Tensor:
-        """Classify rows without padding.
+    def __call__(
+        self,
+        src_tokens: Tensor,
+        src_lengths: Tensor | None = None,
+        src1_tokens: Tensor | None = None,
+        src1_lengths: Tensor | None = None,
+    ) -> Tensor:
+        """Classify sequences without padding.
 
         Args:
             src_tokens: (batch, positions) symbols or pixels.
             src_lengths: not needed.
+            src1_tokens: the second documents, where there are two.
+            src1_lengths: not needed.
 
         Returns:
             Logits (batch, classes).
         """
-        x = self.encode(self.weights.inside("encoder.encoder"), src_tokens)
-        x = x.mean(1) if self.cfg.sen_rep_type == "mp" else x[:, 0]
+        weights = self.weights.inside("encoder.encoder")
+        x = self.encode(weights, src_tokens)
+        if src1_tokens is not None:
+            x = torch.cat([self.encode(weights, src1_tokens), x], dim=1)
         for layer in range(self.cfg.classifier_layers):
             x = F.gelu(self._drop(self.weights.linear(f"classifier.{layer}.0", x)))
         return F.linear(x, self.weights["sentence_projection_layer.weight"])
@@ -137,26 +171,35 @@ class NaiveModel:
     def _norm(self, weights: Weights, x: Tensor, eps: float) -> Tensor:
         if self.cfg.norm_type == "scalenorm":
             return scale_norm(x, weights["scalar"], eps)
+        if self.cfg.norm_type == "rmsnorm":
+            return scale_norm(x, weights["weight"], eps)
         if self.cfg.norm_type == "layernorm":
             return _layer_norm(weights, x)
-        statistics = weights["running_mean"], weights["running_var"]
+        statistics = (None, None)
+        if not self.training:
+            statistics = weights["running_mean"], weights["running_var"]
         affine = weights["weight"], weights["bias"]
         x = F.batch_norm(x.transpose(1, 2), *statistics, *affine, self.training, eps=eps)
         return x.transpose(1, 2)
 
+    def _pool(self, x: Tensor) -> Tensor:
+        return x[:, 0] if self.cfg.sen_rep_type == "cls" else x.mean(1)
+
     def _mega(self, weights: Weights, source: Tensor) -> Tensor:
-        if source.is_floating_point():
-            x = _embed_pixels(weights, source)
-        else:
-            x = F.embedding(source, weights["embed_tokens.embed.weight"])
+        cfg = self.cfg
+        text = not source.is_floating_point()
+        x = weights.embed("embed_tokens.embed" if text else "embed_tokens", source)
+        if cfg.normalize_embedding:
+            x = self._norm(weights.inside("embed_norm.norm"), x, 1e-5)
         x = self._drop(x)
-        for layer in range(self.cfg.encoder_layers):
+        for layer in range(cfg.encoder_layers):
             inside = weights.inside(f"layers.{layer}")
             x = self._mega_layer(inside.inside("mega_layer"), x, layer)
-            x = self._feed_forward(inside.inside("nffn"), x)
-        if self.cfg.encoder_normalize_before:
+            if cfg.encoder_ffn_embed_dim > 0:
+                x = self._feed_forward(inside.inside("nffn"), x)
+        if cfg.encoder_normalize_before:
             x = self._norm(weights.inside("final_norm.norm"), x, 1e-5)
-        return x
+        return self._pool(x)
 
     def _mega_layer(self, weights: Weights, x: Tensor, layer: int) -> Tensor:
         cfg = self.cfg
@@ -173,7 +216,7 @@ class NaiveModel:
         update = torch.sigmoid(update)
         shared, reset = F.silu(shared).split([z_dim, hidden], dim=-1)
         values = self._drop(values, cfg.act_dropout)
-        mixed = self._attend(weights, values, shared, layer)
+        mixed = self._attend_in_chunks(weights, values, shared, layer)
         out = self.activation(direct + weights.linear("h_proj", mixed * reset))
         out = torch.addcmul(residual, update, self._drop(out) - residual)
         return out if cfg.encoder_normalize_before else self._norm(norm, out, 1e-5)
@@ -188,7 +231,7 @@ class NaiveModel:
         return x if self.cfg.encoder_normalize_before else self._norm(norm, x, 1e-5)
 
     def _moving_average(self, weights: Weights, x: Tensor) -> Tensor:
-        limit = self.cfg.truncation_length
+        limit = self.cfg.truncation_length or 0
         names = ("delta", "alpha", "beta", "gamma", "omega")
         parameters = [weights[name] for name in names]
         average = moving_average_naive(
@@ -196,15 +239,28 @@ class NaiveModel:
         )
         return F.silu(average.transpose(1, 2))
 
+    def _attend_in_chunks(
+        self, weights: Weights, values: Tensor, shared: Tensor, layer: int
+    ) -> Tensor:
+        size = self.cfg.chunk_size
+        if size <= 0 or size >= values.size(1):
+            return self._attend(weights, values, shared, layer)
+        chunks = zip(values.split(size, 1), shared.split(size, 1), strict=True)
+        return torch.cat([self._attend(weights, *chunk, layer) for chunk in chunks], dim=1)
+
     def _attend(self, weights: Weights, values: Tensor, shared: Tensor, layer: int) -> Tensor:
         """Attention of MEGA and FLASH, with queries and keys from one representation."""
         cfg = self.cfg
-        name = attention_name(cfg)
-        if name == "csp":
-            return permute(values, layer, cfg.encoder_layers)
+        if cfg.attention == "csp":
+            return self._permute(values, layer)
+        name = str(cfg.attention or cfg.attention_activation_fn)
         queries, keys = (shared.unsqueeze(2) * weights["gamma"] + weights["beta"]).unbind(2)
         positions = values.size(1)
-        bias = relative_bias(weights["rel_pos_bias.rel_pos_bias"], positions)
+        table = weights.inside("rel_pos_bias")
+        if cfg.rel_pos_bias == "simple":
+            bias = simple_bias(table["rel_pos_bias"], positions)
+        else:
+            bias = rotary_bias(table["alpha"], table["beta"], positions)
         if name == "softmax":
             queries = queries / math.sqrt(cfg.z_dim)
             scores = torch.bmm(queries, keys.transpose(1, 2)) + bias
@@ -214,11 +270,24 @@ class NaiveModel:
             attention = F.relu(scores).square() if name == "relu2" else _laplace(scores)
         return torch.bmm(self._drop(attention, cfg.attention_dropout), values)
 
+    def _permute(self, values: Tensor, layer: int) -> Tensor:
+        cfg = self.cfg
+        group = cfg.csp_group_size
+        return permute_naive(
+            values,
+            layer=layer,
+            num_layers=cfg.encoder_layers,
+            shift=str(cfg.csp_shift),
+            group_size=group if group == "full" else int(group),
+            order=str(cfg.csp_order),
+            descending=cfg.csp_descending,
+        )
+
     def _flash(self, weights: Weights, source: Tensor) -> Tensor:
         cfg = self.cfg
         hidden, z_dim = cfg.encoder_hidden_dim, 0 if cfg.attention == "csp" else cfg.z_dim
-        eps = 1e-6 if cfg.norm_type == "scalenorm" else 1e-5
-        x = self._drop(_embed(weights, source))
+        eps = 1e-6 if cfg.norm_type in ("scalenorm", "rmsnorm") else 1e-5
+        x = self._drop(weights.embed("embed_tokens", source))
         for layer in range(cfg.encoder_layers):
             unit = weights.inside(f"layers.{layer}.gau")
             normal = self._norm(weights.inside(f"layers.{layer}.pre_norm"), x, eps)
@@ -226,48 +295,71 @@ class NaiveModel:
             gate, values, shared = base.split([hidden, hidden, z_dim], dim=-1)
             mixed = self._drop(self._attend(unit, values, shared, layer), cfg.act_dropout)
             x = x + self._drop(unit.linear("out_proj", gate * mixed))
-        return self._norm(weights.inside("final_norm"), x, eps)
+        return self._pool(self._norm(weights.inside("final_norm"), x, eps))
 
     def _transformer(self, weights: Weights, source: Tensor) -> Tensor:
         cfg = self.cfg
-        positions = weights["embed_positions.table"][: source.size(1)]
-        x = _embed(weights, source) * math.sqrt(cfg.encoder_embed_dim) + positions
-        x = self._drop(_layer_norm(weights.inside("emb_layer_norm"), x))
+        dim, positions = cfg.encoder_embed_dim, source.size(1)
+        # the padding symbol of a text has number 1
+        first = 0 if source.is_floating_point() else 2
+        x = weights.embed("embed_tokens", source)
+        if cfg.encoder_learned_pos:
+            x = x + weights["embed_positions.weight"][first : first + positions]
+        else:
+            x = x * math.sqrt(dim) + sinusoids(first, positions, dim, x.device)
+        if cfg.encoder_normalize_before:
+            x = _layer_norm(weights.inside("emb_layer_norm"), x)
+        x = self._drop(x)
         for layer in range(cfg.encoder_layers):
-            inside = weights.inside(f"layers.{layer}")
+            inside = weights.inside(f"layers.{0 if cfg.tie_layer_weights else layer}")
             mixed = self._multihead(inside.inside("self_attn"), x, layer)
             x = _layer_norm(inside.inside("self_attn_layer_norm"), x + self._drop(mixed))
             hidden = self._drop(self.activation(inside.linear("fc1", x)), cfg.act_dropout)
             hidden = self._drop(inside.linear("fc2", hidden))
             x = _layer_norm(inside.inside("final_layer_norm"), x + hidden)
-        return x
+        return self._pool(x)
 
     def _multihead(self, weights: Weights, x: Tensor, layer: int) -> Tensor:
         cfg = self.cfg
         values = weights.linear("v_proj", x)
         if cfg.attention == "csp":
-            mixed = permute(values, layer, cfg.encoder_layers)
-        else:
-            heads = cfg.encoder_attention_heads
-            queries = weights.linear("q_proj", x) * (cfg.encoder_embed_dim // heads) ** -0.5
-            queries, keys, values = (
-                part.unflatten(2, (heads, -1)).transpose(1, 2)
-                for part in (queries, weights.linear("k_proj", x), values)
+            return weights.linear("out_proj", self._permute(values, layer))
+        heads = cfg.encoder_attention_heads
+        queries = weights.linear("q_proj", x) * (cfg.encoder_embed_dim // heads) ** -0.5
+        queries, keys, values = (
+            part.unflatten(2, (heads, -1)).transpose(1, 2)
+            for part in (queries, weights.linear("k_proj", x), values)
+        )
+        attention = F.softmax(queries @ keys.transpose(2, 3), dim=-1)
+        mixed = self._drop(attention, cfg.attention_dropout) @ values
+        return weights.linear("out_proj", mixed.transpose(1, 2).flatten(2))
+
+    def _lstm(self, weights: Weights, source: Tensor) -> Tensor:
+        cfg = self.cfg
+        x = self._drop(weights.embed("embed_tokens", source))
+        for layer in range(cfg.encoder_layers):
+            if layer:
+                x = self._drop(x, cfg.act_dropout)
+            forward, last = self._recur(weights, x, f"l{layer}")
+            backward, first = self._recur(weights, x.flip(1), f"l{layer}_reverse")
+            x = torch.cat([forward, backward.flip(1)], dim=2)
+        return torch.cat([last, first], dim=1) if cfg.sen_rep_type == "cls" else x.mean(1)
+
+    def _recur(self, weights: Weights, x: Tensor, suffix: str) -> tuple[Tensor, Tensor]:
+        """Return one direction's states (batch, positions, hidden) and the last of them."""
+        hidden = cell = x.new_zeros(x.size(0), self.cfg.encoder_ffn_embed_dim)
+        states = []
+        for vector in x.unbind(1):
+            gates = F.linear(
+                vector, weights[f"lstm.weight_ih_{suffix}"], weights[f"lstm.bias_ih_{suffix}"]
+            ) + F.linear(
+                hidden, weights[f"lstm.weight_hh_{suffix}"], weights[f"lstm.bias_hh_{suffix}"]
             )
-            attention = F.softmax(queries @ keys.transpose(2, 3), dim=-1)
-            mixed = self._drop(attention, cfg.attention_dropout) @ values
-            mixed = mixed.transpose(1, 2).flatten(2)
-        return weights.linear("out_proj", mixed)
-
-
-def _embed(weights: Weights, source: Tensor) -> Tensor:
-    if source.is_floating_point():
-        return _embed_pixels(weights, source)
-    return F.embedding(source, weights["embed_tokens.weight"])
-
-
-def _embed_pixels(weights: Weights, source: Tensor) -> Tensor:
-    return source.unsqueeze(2) * weights["embed_tokens.weight"] + weights["embed_tokens.bias"]
+            enter, forget, new, leave = gates.chunk(4, dim=1)
+            cell = torch.sigmoid(forget) * cell + torch.sigmoid(enter) * torch.tanh(new)
+            hidden = torch.sigmoid(leave) * torch.tanh(cell)
+            states.append(hidden)
+        return torch.stack(states, dim=1), hidden
 
 
 def _layer_norm(weights: Weights, x: Tensor) -> Tensor:

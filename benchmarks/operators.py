@@ -15,6 +15,7 @@ from fairseq_csp.modules.moving_average import MovingAverage
 from fairseq_csp.modules.norms import LayerNorm, ScaleNorm
 from fairseq_csp.modules.rows import Rows
 from fairseq_csp.ops.csp import channel_wise_sample_permutation
+from fairseq_csp.ops.csp.naive import permute_naive
 from fairseq_csp.ops.dropout import dropout
 from fairseq_csp.ops.ema import moving_average_naive
 
@@ -152,7 +153,7 @@ def measure_operator(machine: Machine, spec: dict) -> dict:
 
 
 def _naive_csp(x: Tensor) -> Tensor:
-    return naive.permute(x.transpose(1, 2), **LAYER).transpose(1, 2)
+    return permute_naive(x.transpose(1, 2), **LAYER).transpose(1, 2)
 
 
 def _rows(x: Tensor) -> Rows:

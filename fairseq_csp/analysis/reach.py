@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from fairseq_csp.analysis.output import save
-from fairseq_csp.ops.csp import FULL, SHIFTS, shift_steps
+from fairseq_csp.ops.csp import FULL, SHIFTS, channel_shifts
 from fairseq_csp.plots import load_pyplot
 
 
@@ -43,7 +43,9 @@ def reached(
     here[start] = True
     after = []
     for layer in range(layers):
-        steps = shift_steps(positions, channels, layer, layers, shift, group_size).unique().tolist()
+        steps = (
+            channel_shifts(positions, channels, layer, layers, shift, group_size).unique().tolist()
+        )
         if order == "shift_sort":
             moved = _anywhere_in_group(_shifted(here, steps), group)
         else:

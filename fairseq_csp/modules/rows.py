@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from fairseq_csp.ops.csp import row_lengths
+from fairseq_csp.ops.csp import sequence_lengths
 
 
 class Rows:
@@ -40,7 +40,7 @@ class Rows:
         Raises:
             ValueError: a length is not between 1 and ``positions``.
         """
-        return cls(row_lengths(lengths, batch, positions), positions, device)
+        return cls(sequence_lengths(lengths, batch, positions), positions, device)
 
     @cached_property
     def lengths(self) -> Tensor:

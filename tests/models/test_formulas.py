@@ -5,8 +5,8 @@ import itertools
 import pytest
 import torch
 
+from benchmarks.naive import NaiveModel
 from fairseq_csp.models import trimming
-from tests.helpers import naive
 from tests.helpers.building import pixels, small, tokens
 
 SCORES = ("softmax", "relu2", "laplace")
@@ -148,7 +148,7 @@ def assert_equal_to_formula(model, found, expected):
 def test_text(arch, options, monkeypatch):
     model = small(arch, **options).double().train()
     batch, lengths = tokens([5, 9, 1, 4])
-    rows = [naive.logits(model, row[None, :n]) for row, n in zip(batch, lengths, strict=True)]
+    rows = [NaiveModel(model)(row[None, :n]) for row, n in zip(batch, lengths, strict=True)]
     # the last two are encoded together, the others alone
     monkeypatch.setattr(trimming, "PASS_COST", 3)
     assert trimming.trimmed_parts(lengths.tolist()) == [[1], [0, 3], [2]]
@@ -163,7 +163,7 @@ def test_image(arch, options, training):
     model = small(arch, **options).double().train(training)
     batch, lengths = pixels(3, 12)
     batch = batch.double()
-    expected = naive.logits(model, batch)
+    expected = NaiveModel(model)(batch)
     assert_equal_to_formula(model, model(batch, lengths), expected)
 
 
@@ -175,7 +175,7 @@ def test_two_documents(family, attention):
     second, second_lengths = tokens([12, 5], seed=2)
     expected = torch.cat(
         [
-            naive.logits(model, first[row : row + 1, :m], second[row : row + 1, :n])
+            NaiveModel(model)(first[row : row + 1, :m], None, second[row : row + 1, :n])
             for row, (m, n) in enumerate(zip(first_lengths, second_lengths, strict=True))
         ]
     )

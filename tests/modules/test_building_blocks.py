@@ -131,7 +131,7 @@ def test_rows():
 
 @pytest.mark.parametrize("length", [0, 6])
 def test_wrong_lengths(length):
-    with pytest.raises(ValueError, match=f"row 1 has length {length}"):
+    with pytest.raises(ValueError, match=f"sequence 1 has length {length}"):
         Rows.of(torch.tensor([3, length]), 2, 5, CPU)
 
 

@@ -1,4 +1,4 @@
-"""The CSP operator against a naive loop over rows and channels, and its promised properties."""
+"""The CSP operator against the direct formula, and its promised properties."""
 
 import math
 from pathlib import Path
@@ -9,72 +9,20 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fairseq_csp.ops import csp
 from fairseq_csp.ops.csp import (
     ORDERS,
     SHIFTS,
+    channel_shifts,
     channel_wise_sample_permutation,
+    eager,
     permutation_matrix,
-    shift_steps,
 )
+from fairseq_csp.ops.csp.naive import permute_naive
 
 GOLDEN = np.load(Path(__file__).parent / "csp_operator.npz")
 GOLDEN_CASES = sorted({name.split("/")[0] for name in GOLDEN.files}, key=int)
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 GROUPS = [1, 2, 3, 4, 8, 9, 300, "full"]
-
-
-def naive_steps(n, channels, layer, num_layers, shift, group):
-    steps = []
-    for c in range(channels):
-        if shift == "exponential":
-            step = math.ceil(n ** ((layer * channels + c) / (num_layers * channels)))
-        elif shift == "linear" and group != "full":
-            step = 0 if c == 0 else group * (c - 1)
-        else:
-            step = 0
-        steps.append(step % n)
-    return steps
-
-
-def naive(
-    values,
-    lengths=None,
-    layer=0,
-    num_layers=1,
-    shift="exponential",
-    group_size=2,
-    order="shift_sort",
-    descending=False,
-):
-    """Row by row, channel by channel, on lists of Python numbers; also which input went where."""
-    batch, positions, channels = values.shape
-    out = torch.zeros_like(values)
-    source = torch.full(values.shape, -1)
-    for b in range(batch):
-        n = positions if lengths is None else int(lengths[b])
-        group = n if group_size == "full" else group_size
-        for c, step in enumerate(naive_steps(n, channels, layer, num_layers, shift, group_size)):
-            items = [(values[b, i, c].item(), i) for i in range(n)]
-
-            def shifted(items, step=step, n=n):
-                return [items[(i - step) % n] for i in range(n)]
-
-            def grouped(items, group=group, n=n):
-                result = []
-                for start in range(0, n, group):
-                    part = items[start : start + group]
-                    numbers = [item for item in part if not math.isnan(item[0])]
-                    # python's sort is stable with reverse=True as well
-                    numbers.sort(key=lambda item: item[0], reverse=descending)
-                    result += numbers + [item for item in part if math.isnan(item[0])]
-                return result
-
-            first, second = (shifted, grouped) if order == "shift_sort" else (grouped, shifted)
-            for i, (value, origin) in enumerate(second(first(items))):
-                out[b, i, c] = value
-                source[b, i, c] = origin
-    return out, source
 
 
 def draw(batch, positions, channels, dtype=torch.float32, seed=0, ties=False):
@@ -102,28 +50,63 @@ def test_equals_published_outputs(case):
     assert same(out, torch.from_numpy(GOLDEN[f"{case}/out"]))
     length, channels = values.shape[1:]
     published = torch.from_numpy(GOLDEN[f"{case}/shift"]) % length
-    assert torch.equal(shift_steps(length, channels, layer, num_layers), published)
+    assert torch.equal(channel_shifts(length, channels, layer, num_layers), published)
 
 
-@pytest.mark.parametrize("shift", SHIFTS)
-def test_steps_are_python_powers_for_every_length(shift):
-    for n in range(1, 300):
-        assert shift_steps(n, 7, 1, 3, shift, 2).tolist() == naive_steps(n, 7, 1, 3, shift, 2)
+@pytest.mark.parametrize("function", [channel_wise_sample_permutation, permute_naive])
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        # shifts 1 and ceil(5 ** (1 / 2)) = 3
+        ({}, [[3, 1, 4, 5, 1, 2, 5, 3, 2, 4], [1, 1, 2, 2, 0, 0, 0, 0, 0, 0]]),
+        ({"descending": True}, [[4, 5, 3, 1, 5, 3, 1, 2, 2, 4], [2, 2, 1, 1, 0, 0, 0, 0, 0, 0]]),
+        (
+            {"order": "sort_shift"},
+            [[3, 1, 4, 5, 5, 3, 1, 2, 2, 4], [2, 1, 1, 2, 0, 0, 0, 0, 0, 0]],
+        ),
+        (
+            {"shift": "linear", "group_size": 3},
+            [[1, 2, 4, 4, 5, 5, 2, 1, 3, 3], [1, 1, 2, 2, 0, 0, 0, 0, 0, 0]],
+        ),
+        (
+            {"shift": "none", "group_size": "full"},
+            [[1, 1, 2, 2, 3, 3, 4, 4, 5, 5], [1, 1, 2, 2, 0, 0, 0, 0, 0, 0]],
+        ),
+    ],
+    ids=str,
+)
+def test_by_hand(function, options, expected):
+    """Sequences of 5 and 2 positions, 2 channels."""
+    first = [[4, 2], [5, 4], [1, 5], [2, 1], [3, 3]]
+    second = [[2, 1], [1, 2], [7, 7], [7, 7], [7, 7]]
+    out = function(torch.tensor([first, second], dtype=torch.float32), [5, 2], **options)
+    assert out.flatten(1).tolist() == expected
 
 
-def test_steps_reach_every_scale_over_all_layers():
-    steps = torch.cat([shift_steps(4000, 64, layer, 4) for layer in range(4)])
-    assert torch.equal(steps, steps.sort().values)
-    assert steps[0] == 1
-    assert 3800 < steps[-1] < 4000
+def test_shifts_are_powers_of_the_length():
+    # 8 ** (k / 6), and 64 ** (k / 2) exactly: nothing is rounded up from a whole number
+    assert channel_shifts(8, 3, 0, 2).tolist() == [1, 2, 2]
+    assert channel_shifts(8, 3, 1, 2).tolist() == [3, 4, 6]
+    assert channel_shifts(64, 2).tolist() == [1, 8]
+    assert channel_shifts(5, 4, shift="linear", group_size=3).tolist() == [0, 0, 3, 1]
+    assert channel_shifts(5, 4, shift="linear", group_size="full").tolist() == [0, 0, 0, 0]
+    assert channel_shifts(1, 2).tolist() == [0, 0]
+    assert channel_shifts(4, 0).tolist() == []
+
+
+def test_shifts_reach_every_scale_over_all_layers():
+    shifts = torch.cat([channel_shifts(4000, 64, layer, 4) for layer in range(4)])
+    assert torch.equal(shifts, shifts.sort().values)
+    assert shifts[0] == 1
+    assert 3800 < shifts[-1] < 4000
 
 
 @pytest.fixture(params=["large blocks", "small blocks", "one block, as on a GPU"])
 def blocks(request, monkeypatch):
     if request.param == "small blocks":
-        monkeypatch.setattr(csp, "BLOCK", 7)
+        monkeypatch.setattr(eager, "BLOCK", 7)
     elif request.param == "one block, as on a GPU":
-        monkeypatch.setattr(csp, "_blocks", csp._one_block)
+        monkeypatch.setattr(eager, "divide", eager.one_block)
 
 
 @settings(
@@ -132,7 +115,7 @@ def blocks(request, monkeypatch):
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(data=st.data())
-def test_equals_naive_loop(blocks, data):
+def test_equals_naive(blocks, data):
     positions = data.draw(st.sampled_from([1, 2, 3, 5, 8, 9, 12, 31]))
     batch = data.draw(st.integers(1, 3))
     options = {
@@ -148,19 +131,15 @@ def test_equals_naive_loop(blocks, data):
     values = draw(batch, positions, data.draw(st.integers(1, 4)), seed=positions, ties=True)
     for _ in range(data.draw(st.integers(0, 2))):
         values.view(-1)[data.draw(st.integers(0, values.numel() - 1))] = math.nan
-    expected, source = naive(values, lengths, **options)
-
-    values.requires_grad_()
-    out = channel_wise_sample_permutation(values, lengths, **options)
-    assert same(out.detach(), expected)
-
     incoming = draw(*values.shape, seed=1)
-    out.backward(incoming)
-    gradient = torch.zeros_like(values)
-    kept = source >= 0
-    b, _, c = torch.meshgrid(*(torch.arange(size) for size in values.shape), indexing="ij")
-    gradient[b[kept], source[kept], c[kept]] = incoming[kept]
-    assert torch.equal(values.grad, gradient)
+    results = []
+    for function in (channel_wise_sample_permutation, permute_naive):
+        values.grad = None
+        out = function(values.requires_grad_(), lengths, **options)
+        out.backward(incoming)
+        results.append((out.detach(), values.grad))
+    for found, expected in zip(*results, strict=True):
+        assert same(found, expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -275,12 +254,41 @@ def test_compiles():
         assert torch.equal(values.grad, again.grad)
 
 
+def test_lengths_that_are_sums_of_a_mask_leave_nothing_behind():
+    values = draw(2, 37, 6)
+    lengths = [23, 31]
+    expected = channel_wise_sample_permutation(values, lengths, shift="linear", group_size=5)
+    sums = torch.tensor(lengths, dtype=torch.float32)
+    for counts in (sums, sums.double().tolist(), sums.int(), lengths):
+        out = channel_wise_sample_permutation(values, counts, shift="linear", group_size=5)
+        assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize("group", [2, 3, "full"])
+@pytest.mark.parametrize("shape", [(0, 5, 3), (2, 0, 3), (2, 5, 0), (0, 0, 0)], ids=str)
+def test_nothing_to_permute(shape, group):
+    values = torch.zeros(shape, requires_grad=True)
+    out = channel_wise_sample_permutation(values, group_size=group)
+    assert out.shape == shape
+    out.sum().backward()
+    assert values.grad.shape == shape
+    assert permutation_matrix(values).shape == (shape[0], shape[2], shape[1], shape[1])
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"lengths": [3, 0]}, "row 1 has length 0"),
-        ({"lengths": torch.tensor([6, 3])}, "row 0 has length 6"),
-        ({"lengths": [3]}, "1 lengths were given for 2 rows"),
+        ({"lengths": [3, 0]}, "sequence 1 has length 0"),
+        ({"lengths": torch.tensor([6, 3])}, "sequence 0 has length 6"),
+        ({"lengths": [3]}, "1 lengths were given for 2 sequences"),
+        ({"lengths": torch.tensor([[3], [4]])}, r"of shape \(2,\), .* got \(2, 1\)"),
+        ({"lengths": torch.tensor([3.5, 2.0])}, "sequence 0 has length 3.5"),
+        ({"lengths": [math.nan, 2]}, "sequence 0 has length nan"),
+        ({"lengths": [math.inf, 2]}, "sequence 0 has length inf"),
+        ({"num_layers": 0}, "layer is 0 and num_layers is 0"),
+        ({"layer": 5, "num_layers": 2}, "layer is 5 and num_layers is 2"),
+        ({"layer": -1}, "layer is -1"),
+        ({"layer": 0.5}, "layer is 0.5"),
         ({"shift": "cubic"}, "exponential, linear, none"),
         ({"order": "sort"}, "shift_sort, sort_shift"),
         ({"group_size": 0}, "group_size is 0"),

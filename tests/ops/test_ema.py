@@ -105,6 +105,16 @@ def test_gradients_of_the_convolution():
     assert torch.autograd.gradcheck(lambda x, *v: fast(x, *v, truncation=5), (x, *values))
 
 
+def test_empty_batch():
+    values = [value.requires_grad_() for value in parameters(2, 3)]
+    x = torch.zeros(0, 2, 9, dtype=torch.float64, requires_grad=True)
+    out = fast(x, *values)
+    assert out.shape == x.shape
+    out.sum().backward()
+    assert x.grad.shape == x.shape
+    assert all((value.grad == 0).all() for value in values)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_computed_in_float32(dtype):
     values = parameters(2, 3, dtype=torch.float32)

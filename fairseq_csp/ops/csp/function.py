@@ -1,0 +1,135 @@
+"""The public function, its form in the layout of the layers, and its attention map."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fairseq_csp.ops.csp.autograd import permute
+from fairseq_csp.ops.csp.eager import Permutation
+from fairseq_csp.ops.csp.options import ORDERS, check_layer, check_options, sequence_lengths
+from fairseq_csp.ops.csp.shifts import shift_tuple
+
+
+def channel_wise_sample_permutation(
+    values: Tensor,
+    lengths: Tensor | Sequence[int] | None = None,
+    *,
+    layer: int = 0,
+    num_layers: int = 1,
+    shift: str = "exponential",
+    group_size: int | str = 2,
+    order: str = "shift_sort",
+    descending: bool = False,
+) -> Tensor:
+    """Permute the valid positions of every sequence and channel.
+
+    Every channel of the output holds exactly the channel's valid inputs, in another order. The
+    gradient is the inverse permutation of the incoming one.
+
+    Args:
+        values: (batch, positions, channels), any floating dtype, any strides; each of the three
+            may be 0.
+        lengths: (batch,) number of valid positions of each sequence, at its start; all positions
+            are valid when None. A tensor on a GPU is copied to the host.
+        layer: index of this layer, from 0; with ``num_layers`` it sets the exponential shifts.
+        num_layers: number of layers the exponential shifts are spread over.
+        shift: ``exponential``, ``linear`` or ``none``, see
+            :func:`fairseq_csp.ops.csp.channel_shifts`.
+        group_size: positions in a sorted group, or ``"full"`` for the whole sequence.
+        order: ``shift_sort`` or ``sort_shift``.
+        descending: sort from the largest to the smallest. NaN counts as last either way.
+
+    Returns:
+        A tensor of the shape and dtype of ``values``; positions beyond a sequence's length are 0.
+
+    Raises:
+        ValueError: an option is unknown, or a length is not a whole number from 1 to the number of
+            positions.
+    """
+    if values.dim() != 3 or not values.is_floating_point():
+        raise ValueError(
+            "values must be a floating tensor of shape (batch, positions, channels), got "
+            f"{values.dtype} of shape {tuple(values.shape)}"
+        )
+    return permute_channels(
+        values.transpose(1, 2),
+        sequence_lengths(lengths, values.size(0), values.size(1)),
+        layer=layer,
+        num_layers=num_layers,
+        shift=shift,
+        group_size=group_size,
+        order=order,
+        descending=descending,
+    ).transpose(1, 2)
+
+
+def permute_channels(
+    values: Tensor,
+    lengths: Sequence[int],
+    *,
+    layer: int,
+    num_layers: int,
+    shift: str,
+    group_size: int | str,
+    order: str,
+    descending: bool,
+) -> Tensor:
+    """Permute as :func:`channel_wise_sample_permutation` does, in the layers' layout.
+
+    Args:
+        values: (batch, channels, positions), any floating dtype.
+        lengths: valid positions of each sequence, Python integers; 0 is allowed here (an empty
+            chunk).
+        layer: index of this layer, from 0.
+        num_layers: number of layers.
+        shift: ``exponential``, ``linear`` or ``none``.
+        group_size: positions in a sorted group, or ``"full"``.
+        order: ``shift_sort`` or ``sort_shift``.
+        descending: sort from the largest to the smallest.
+
+    Returns:
+        (batch, channels, positions), contiguous, the dtype of ``values``.
+
+    Raises:
+        ValueError: an option is unknown.
+    """
+    check_options(shift, group_size, order)
+    check_layer(layer, num_layers)
+    if values.numel() == 0:
+        return values.clone()
+    shifts = {
+        n: shift_tuple(max(n, 1), values.size(1), layer, num_layers, shift, group_size)
+        for n in set(lengths)
+    }
+    shift_first = order == ORDERS[0]
+    return permute(values, Permutation(tuple(lengths), shifts, group_size, shift_first, descending))
+
+
+def permutation_matrix(
+    values: Tensor, lengths: Tensor | Sequence[int] | None = None, **options: int | str | bool
+) -> Tensor:
+    """Return the attention map that the operator applies to each channel.
+
+    Args:
+        values: (batch, positions, channels), any floating dtype.
+        lengths: (batch,) number of valid positions of each sequence; all when None.
+        **options: the others of :func:`channel_wise_sample_permutation`.
+
+    Returns:
+        (batch, channels, positions, positions), the dtype of ``values``: entry ``[b, c, i, j]`` is
+        1 where position i of the output takes position j of the input, else 0. Rows and columns
+        beyond the sequence's length are 0.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+    positions = values.size(1)
+    source = values.detach().double().requires_grad_()
+    with torch.enable_grad():
+        permuted = channel_wise_sample_permutation(source, lengths, **options)
+    # the backward pass carries each output's position (from 1) to the input it was taken from
+    numbers = torch.arange(1.0, positions + 1, dtype=torch.double, device=values.device)
+    (target,) = torch.autograd.grad(permuted, source, numbers[:, None].expand_as(permuted))
+    target = target.transpose(1, 2).unsqueeze(2)
+    return (target == numbers[:, None]).to(values.dtype)

@@ -1,0 +1,16 @@
+"""Multi-dimensional damped exponential moving average, in both directions.
+
+Source: "Mega: Moving Average Equipped Gated Attention", arXiv 2209.10655, section 3.1.
+"""
+
+from fairseq_csp.ops.ema.convolution import circular_kernel, convolve
+from fairseq_csp.ops.ema.kernel import ema_kernel
+from fairseq_csp.ops.ema.naive import ema_kernel_naive, moving_average_naive
+
+__all__ = [
+    "circular_kernel",
+    "convolve",
+    "ema_kernel",
+    "ema_kernel_naive",
+    "moving_average_naive",
+]

@@ -1,0 +1,81 @@
+"""The convolution with the moving average's kernel, and its gradient."""
+
+import torch
+from scipy.fft import next_fast_len
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+
+def circular_kernel(kernel: Tensor, skip: Tensor, positions: int) -> Tensor:
+    """Lay both directions of a kernel and the residual weight on one circle.
+
+    Args:
+        kernel: (2D, lags), any floating dtype: rows [0, D) look back, rows [D, 2D) look ahead; both
+            hold lag 0. No more lags than positions.
+        skip: (D,), any floating dtype: weight of the position itself, beyond the moving average.
+        positions: positions of the sequences it will be applied to.
+
+    Returns:
+        (D, size), the dtype of the kernel, with the smallest fast FFT size on which the directions
+        do not meet.
+    """
+    back, ahead = kernel.chunk(2)
+    size = next_fast_len(positions + kernel.size(1) - 1, real=True)
+    here = back[:, :1] + ahead[:, :1] + skip.to(kernel.dtype).unsqueeze(1)
+    between = back.new_zeros(back.size(0), size - 2 * kernel.size(1) + 1)
+    return torch.cat([here, back[:, 1:], between, ahead[:, 1:].flip(1)], dim=1)
+
+
+def convolve(x: Tensor, circle: Tensor) -> Tensor:
+    """Convolve every channel with its circular kernel by one FFT.
+
+    Args:
+        x: (batch, D, positions), any floating dtype; computed in float32 or wider.
+        circle: (D, size), float32 or wider, from :func:`circular_kernel`.
+
+    Returns:
+        (batch, D, positions), the dtype of ``x``.
+    """
+    if x.numel() == 0:
+        # the FFT refuses it; so the gradients are 0
+        return x * circle.sum()
+    return _Convolve.apply(x, circle)
+
+
+class _Convolve(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, circle: Tensor) -> Tensor:
+        size = circle.size(1)
+        kernel = torch.fft.rfft(circle)
+        signal = _spectrum(x, size)
+        averaged = torch.fft.irfft(signal * kernel, n=size)[..., : x.size(2)].to(x.dtype)
+        # as the backward pass takes them; without conj_physical each use would make a copy
+        ctx.save_for_backward(signal.conj_physical_(), kernel.conj_physical_())
+        ctx.size = size
+        return averaged
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        signal, kernel = ctx.saved_tensors
+        positions = grad.size(2)
+        spectrum = _spectrum(grad, ctx.size)
+        grad_x = grad_circle = None
+        if ctx.needs_input_grad[1]:
+            product = spectrum.new_zeros(spectrum.shape[1:])
+            for grad_row, row in zip(spectrum, signal, strict=True):
+                product.addcmul_(grad_row, row)
+            grad_circle = torch.fft.irfft(product, n=ctx.size)
+        if ctx.needs_input_grad[0]:
+            product = spectrum.mul_(kernel)
+            grad_x = torch.fft.irfft(product, n=ctx.size)[..., :positions].to(grad.dtype)
+        return grad_x, grad_circle
+
+
+def _spectrum(x: Tensor, size: int) -> Tensor:
+    # the padding and the cast in one pass
+    wide = torch.promote_types(x.dtype, torch.float32)
+    padded = x.new_empty(x.size(0), x.size(1), size, dtype=wide)
+    padded[..., : x.size(2)] = x
+    padded[..., x.size(2) :] = 0
+    return torch.fft.rfft(padded)
