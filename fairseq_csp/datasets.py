@@ -1,15 +1,10 @@
-"""The one table of data sets: raw files, counts, task, architectures, published accuracies.
+"""The one table of data sets: raw files, counts, task, architectures.
 
 A data set is an entry here and a module that prepares it (``preprocess/NAME.py``, with
 ``add_arguments(parser)`` and ``run(arguments)``); everything else looks it up in ``DATASETS``. One
 outside this repository is registered by a user directory: :func:`register_dataset`.
 
 Only the standard library is imported here, as in ``recipes.py``.
-
-Sources of the published accuracies: the Transformer in MEGA's own run, Luna, S4-v2, MEGA and
-MEGA-chunk from arXiv 2209.10655; S5 from arXiv 2208.04933; Megalodon from arXiv 2404.08801; FLASH
-from a secondary source; Sliceformer (arXiv 2310.17683) from its authors' sheet. For CSP itself
-there is none at hand.
 """
 
 from __future__ import annotations
@@ -19,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 DATA_DIRECTORY = Path("lra_data")
-FAILS = "fails"
 
 
 @dataclass(frozen=True)
@@ -58,7 +52,8 @@ class DataSet:
         generated: whether the full set can be made without a download.
         pixels: mean and standard deviation of the pixels in [0, 1]; None for text.
         like: the data set whose recipes it is trained with; None: it has its own in ``recipes.py``.
-        published: test accuracy in percent, or ``FAILS``, by the model's published name.
+        published: test accuracy in percent by the names of models in ``published.py``, which has
+            those of the Long Range Arena.
     """
 
     name: str
@@ -71,7 +66,7 @@ class DataSet:
     generated: bool = False
     pixels: tuple[float, float] | None = None
     like: str | None = None
-    published: Mapping[str, float | str] = field(default_factory=dict)
+    published: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def directory(self) -> Path:
@@ -138,17 +133,6 @@ register_dataset(
         classes=10,
         download=LRA_RELEASE,
         generated=True,
-        published={
-            "Transformer": 37.11,
-            "Luna-256": 37.98,
-            "FLASH": 38.70,
-            "Sliceformer": 37.65,
-            "S4-v2": 59.60,
-            "S5": 62.15,
-            "MEGA": 63.14,
-            "MEGA-chunk": 58.76,
-            "Megalodon": 63.79,
-        },
     )
 )
 register_dataset(
@@ -159,17 +143,6 @@ register_dataset(
         counts=_splits(25_000, 25_000, 25_000),
         module="preprocess.imdb",
         download=IMDB_RELEASE,
-        published={
-            "Transformer": 65.21,
-            "Luna-256": 65.78,
-            "FLASH": 64.10,
-            "Sliceformer": 64.60,
-            "S4-v2": 86.82,
-            "S5": 89.31,
-            "MEGA": 90.43,
-            "MEGA-chunk": 90.19,
-            "Megalodon": 90.48,
-        },
     )
 )
 register_dataset(
@@ -180,17 +153,6 @@ register_dataset(
         counts=_splits(147_086, 18_090, 17_437),
         module="preprocess.aan",
         download=LRA_RELEASE,
-        published={
-            "Transformer": 79.14,
-            "Luna-256": 79.56,
-            "FLASH": 86.10,
-            "Sliceformer": 62.23,
-            "S4-v2": 90.90,
-            "S5": 91.40,
-            "MEGA": 91.25,
-            "MEGA-chunk": 90.97,
-            "Megalodon": 91.76,
-        },
     )
 )
 register_dataset(
@@ -203,17 +165,6 @@ register_dataset(
         classes=10,
         download=CIFAR10_RELEASE,
         pixels=(0.48, 0.24),
-        published={
-            "Transformer": 42.94,
-            "Luna-256": 47.86,
-            "FLASH": 47.40,
-            "Sliceformer": 48.02,
-            "S4-v2": 88.65,
-            "S5": 88.00,
-            "MEGA": 90.44,
-            "MEGA-chunk": 85.80,
-            "Megalodon": 89.42,
-        },
     )
 )
 register_dataset(
@@ -226,17 +177,6 @@ register_dataset(
         download=LRA_RELEASE,
         generated=True,
         pixels=(0.5, 0.5),
-        published={
-            "Transformer": 71.83,
-            "Luna-256": 78.55,
-            "FLASH": 70.25,
-            "Sliceformer": 82.04,
-            "S4-v2": 94.20,
-            "S5": 95.33,
-            "MEGA": 96.01,
-            "MEGA-chunk": 94.41,
-            "Megalodon": 98.13,
-        },
     )
 )
 register_dataset(
@@ -249,15 +189,5 @@ register_dataset(
         download=LRA_RELEASE,
         generated=True,
         pixels=(0.5, 0.5),
-        published={
-            "Transformer": FAILS,
-            "Luna-256": FAILS,
-            "Sliceformer": FAILS,
-            "S4-v2": 96.35,
-            "S5": 98.58,
-            "MEGA": 97.98,
-            "MEGA-chunk": 93.81,
-            "Megalodon": 98.17,
-        },
     )
 )

@@ -15,8 +15,9 @@ from fairseq_csp.report.tables import html_table, markdown
 RESULTS_NOTE = (
     "Of trained runs only. Test: accuracy of the checkpoint that was best on the valid split. "
     "Several seeds: mean ± standard deviation. Tokens: positions without padding, over the time "
-    "in updates. Published: the architecture with its own attention, full data and schedule; left "
-    "out where a run's data, as its summary.json tells, is limited or generated."
+    "in updates. Published: full data and schedule, of the model named in brackets (this attention "
+    "function, or else the architecture's own); left out where a run's data, as its summary.json "
+    "tells, is limited or generated."
 )
 RUNS_NOTE = (
     "not tested: the training ended, its best checkpoint was not tested (--test does it); "

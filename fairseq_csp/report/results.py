@@ -77,7 +77,9 @@ def results_table(found: Iterable[Cell]) -> tuple[list[str], list[list[str]]]:
                 _spread([run.updates for run in runs], "{:,.0f}".format),
                 _spread([run.tokens_per_second for run in runs], "{:,.0f}".format),
                 _mean([run.seconds for run in runs], duration),
-                "" if generated else published.accuracy(first.family, first.dataset),
+                ""
+                if generated
+                else published.accuracy(first.family, first.attention, first.dataset),
             ]
         )
     return head, rows

@@ -184,7 +184,7 @@ def test_a_run_without_a_log_is_read_from_its_checkpoint(runs, capsys):
 def test_published_numbers_stand_beside_full_data_only(runs, capsys):
     another(runs, "full", {("task", "data"): "/data/listops"})
     rows = {row["data set"]: row for row in table(report(capsys, runs), "Results")}
-    assert rows["listops"]["published %"] == "63.14"
+    assert rows["listops"]["published %"] == "63.14 (MEGA)"
     assert rows["listops-tiny"]["published %"] == ""
 
 
@@ -193,8 +193,8 @@ def test_published_numbers_stand_beside_full_data_only(runs, capsys):
     [
         ({"limited": True, "source": {"sha256": "0"}}, ""),
         ({"limited": False, "source": {"generator": "listops", "seed": 1}}, ""),
-        ({"limited": False, "source": {"sha256": "0"}}, "63.14"),
-        ("damaged", "63.14"),
+        ({"limited": False, "source": {"sha256": "0"}}, "63.14 (MEGA)"),
+        ("damaged", "63.14 (MEGA)"),
     ],
 )
 def test_published_numbers_do_not_stand_beside_limited_or_generated_data(
