@@ -11,7 +11,7 @@ from pathlib import Path
 from fairseq import tasks
 from omegaconf import OmegaConf
 
-import fairseq_csp  # noqa: F401 (registers the tasks)
+import fairseq_csp.plugin  # noqa: F401 (registers the tasks)
 from benchmarks.report import markdown
 from fairseq_csp.flags import positive
 from fairseq_csp.tasks.lra_image import LRAImageConfig

@@ -8,7 +8,7 @@ from fairseq.data import Dictionary
 from fairseq.models import ARCH_CONFIG_REGISTRY
 from torch import Tensor
 
-import fairseq_csp  # noqa: F401 (registers the architectures)
+import fairseq_csp.plugin  # noqa: F401 (registers the architectures)
 from fairseq_csp.criterions.lra_cross_entropy import LRACrossEntropyCriterion
 from fairseq_csp.models.config import LRAConfig
 from fairseq_csp.models.lra import LRAModel

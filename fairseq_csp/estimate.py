@@ -11,6 +11,8 @@ import torch
 from fairseq import options, tasks, utils
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
+import fairseq_csp.plugin  # noqa: F401 (registers tasks and models)
+
 # enough positions that the machine is kept as busy as by a whole batch
 POSITIONS = 16384
 

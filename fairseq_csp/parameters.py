@@ -7,7 +7,7 @@ import torch
 from fairseq.data import Dictionary
 from fairseq.models import ARCH_CONFIG_REGISTRY
 
-import fairseq_csp  # noqa: F401 (registers the architectures)
+import fairseq_csp.plugin  # noqa: F401 (registers the architectures)
 from fairseq_csp.models.config import LRAConfig
 from fairseq_csp.models.lra import LRAModel
 

@@ -23,8 +23,8 @@ from typing import TextIO
 
 import torch
 
-from fairseq_csp.checkpoints import write_whole
 from fairseq_csp.errors import UserError
+from fairseq_csp.files import write_whole
 from fairseq_csp.recipes import ROOT, Choice, flags, parse_words, recipe
 
 logger = logging.getLogger("train_lra")

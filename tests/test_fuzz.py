@@ -26,6 +26,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+import fairseq_csp.plugin  # noqa: F401 (reads checkpoints in its way)
 from fairseq_csp.data.pixels import load_labels, load_pixels
 from fairseq_csp.data.tokens import load_dictionary, load_tokens
 from fairseq_csp.errors import UserError

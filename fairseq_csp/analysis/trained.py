@@ -5,6 +5,7 @@ from pathlib import Path
 from fairseq import checkpoint_utils
 from torch import nn
 
+import fairseq_csp.plugin  # noqa: F401 (registers tasks and models)
 from fairseq_csp.errors import UserError
 
 

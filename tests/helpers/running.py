@@ -14,7 +14,7 @@ from fairseq.logging import metrics
 from fairseq_cli import train as fairseq_train
 from fairseq_cli import validate as fairseq_validate
 
-import fairseq_csp  # noqa: F401 (registers what it adds)
+import fairseq_csp.plugin  # noqa: F401 (registers what it adds)
 
 # the models here are too small for more, and tests run beside one another
 torch.set_num_threads(1)

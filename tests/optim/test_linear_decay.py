@@ -7,7 +7,7 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.optim import build_optimizer
 from fairseq.optim.lr_scheduler import build_lr_scheduler
 
-import fairseq_csp  # noqa: F401 (registers the schedule)
+import fairseq_csp.plugin  # noqa: F401 (registers the schedule)
 from fairseq_csp.errors import UserError
 
 

@@ -1,4 +1,8 @@
-"""What lets ``fairseq-validate`` do without ``--task`` and ``--batch-size``."""
+"""``fairseq-validate`` does without ``--task`` and ``--batch-size``.
+
+fairseq looks up the flags of the task it was told, under None when it was told none, and refuses to
+start without a batch size. The task itself comes from the checkpoint.
+"""
 
 from argparse import ArgumentParser
 
@@ -8,10 +12,7 @@ BATCH_SIZE = 32
 
 
 class UnnamedTask(FairseqTask):
-    """Stands in while the flags are read: the task itself comes from the checkpoint.
-
-    fairseq looks up the flags of the task it was told, under None when it was told none.
-    """
+    """Stands in while the flags are read."""
 
     @classmethod
     def add_args(cls, parser: ArgumentParser) -> None:
