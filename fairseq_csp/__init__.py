@@ -11,7 +11,7 @@ import sys
 
 from .errors import UserError
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # what the package gives, and the module that has it
 _EXPORTS = {

@@ -77,7 +77,7 @@ def test_a_start_is_written_down(tmp_path):
     )
     installed = {entry["name"]: entry["version"] for entry in json.loads(installed.stdout)}
     assert {"torch", "numpy"} < set(start["versions"])
-    assert set(start["versions"]) & {"fairseq", "fairseq-fixed"}
+    assert set(start["versions"]) & {"fairseq", "fairseq-fixed", "ve-fairseq"}
     assert start["versions"].items() <= installed.items()
     git = ["git", "-C", train_lra.ROOT, "describe", "--always", "--dirty"]
     revision = subprocess.run(git, capture_output=True, text=True).stdout.strip()
