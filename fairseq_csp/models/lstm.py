@@ -11,6 +11,7 @@ from fairseq_csp.modules.embeddings import source_embedding
 from fairseq_csp.modules.pooling import pool
 from fairseq_csp.modules.rows import Rows
 from fairseq_csp.ops.dropout import dropout
+from fairseq_csp.processor import has_bfloat16
 
 
 class LSTMEncoder(nn.Module):
@@ -60,10 +61,27 @@ class LSTMEncoder(nn.Module):
         x = dropout(self.embed_tokens(source), self.cfg.dropout, self.training)
         lengths = torch.tensor(rows.host)
         packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
-        out, (last, _) = self.lstm(packed)
+        if _in_float32(x):
+            with torch.autocast(x.device.type, enabled=False):
+                out, (last, _) = self.lstm(packed.float())
+        else:
+            out, (last, _) = self.lstm(packed)
         if self.cfg.sen_rep_type == "cls":
             return (
                 last[-2:].transpose(0, 1).flatten(1).to(torch.promote_types(x.dtype, torch.float))
             )
         out, _ = pad_packed_sequence(out, batch_first=True, total_length=rows.positions)
         return pool(out.transpose(1, 2), rows, "mp")
+
+
+def _in_float32(x: Tensor) -> bool:
+    """Tell whether autocast asks for an LSTM that oneDNN has not for this processor.
+
+    It has one in bfloat16 where there are instructions for it, and none in float16.
+    """
+    device = x.device.type
+    return (
+        device == "cpu"
+        and torch.is_autocast_enabled(device)
+        and not (torch.get_autocast_dtype(device) == torch.bfloat16 and has_bfloat16())
+    )

@@ -37,6 +37,27 @@ def gradients(model, inputs):
     return loss.item(), found
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_an_lstm_under_autocast_without_instructions_is_in_float32(task, monkeypatch):
+    inputs = batch(task)
+    options = {"documents": 2 if task == "aan" else 1}
+    encoded = []
+
+    def encode(*dtype):
+        model = small(f"lstm_lra_{task}", **options)
+        (lstm,) = (part for part in model.modules() if isinstance(part, torch.nn.LSTM))
+        lstm.register_forward_hook(lambda *call: encoded.append(call[2][0].data))
+        with torch.autocast("cpu", *dtype, enabled=bool(dtype)):
+            return gradients(model, inputs)[0]
+
+    exact = encode()
+    # float16 is in no processor's LSTM
+    assert encode(torch.float16) == pytest.approx(exact, abs=0.05)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert encode(torch.bfloat16) == pytest.approx(exact, abs=0.05)
+    assert {found.dtype for found in encoded} == {torch.float32}
+
+
 @pytest.mark.parametrize("how", ["autocast", "bfloat16"])
 @pytest.mark.parametrize(("family", "task", "attention"), CELLS)
 def test_close_to_float32(family, task, attention, how):
