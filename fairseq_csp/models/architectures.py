@@ -101,6 +101,12 @@ ARCHITECTURES: dict[str, dict[str, object]] = {
 }
 
 
+def take_back_tpu(args: Namespace | DictConfig) -> None:
+    """Undo that fairseq takes ``--bf16`` to mean a TPU, where there is no library for one."""
+    if isinstance(args, Namespace) and find_spec("torch_xla") is None:
+        args.tpu = False
+
+
 def _register(name: str, values: dict[str, object]) -> None:
     def architecture(args: Namespace | DictConfig) -> None:
         for key, value in values.items():
@@ -108,9 +114,7 @@ def _register(name: str, values: dict[str, object]) -> None:
                 setattr(args, key, value)
         if not hasattr(args, "encoder_ffn_embed_dim"):
             args.encoder_ffn_embed_dim = args.encoder_hidden_dim
-        if isinstance(args, Namespace) and find_spec("torch_xla") is None:
-            # fairseq takes --bf16 to mean a TPU
-            args.tpu = False
+        take_back_tpu(args)
 
     register_model_architecture("lra", name)(architecture)
 

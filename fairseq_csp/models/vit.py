@@ -1,0 +1,323 @@
+"""The Vision Transformer (arXiv 2010.11929) with attention or CSP between the patches.
+
+The forward pass, initialisation and state-dict names are those of the vision half of the CSP
+authors' code (arXiv 2410.10914). Needs neither fairseq nor data::
+
+    model = ViTModel(ViTConfig(image_size=32, patch_size=4, attention="csp"))
+    logits = model(images)  # normalised, (batch, channels, height, width)
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fairseq_csp.errors import UserError
+from fairseq_csp.ops.csp import FULL, permute_channels
+from fairseq_csp.ops.dropout import dropout
+
+logger = logging.getLogger(__name__)
+
+POOLINGS = ("mp", "cls", "max")
+SOFTMAX = "softmax"
+
+
+def _flag(default: object, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class ViTConfig:
+    """Options of a Vision Transformer.
+
+    Sizes of images and patches are a number, or two as ``(height, width)`` or ``HEIGHTxWIDTH``.
+    """
+
+    attention: Optional[str] = _flag(  # noqa: UP045 (fairseq reads the annotation)
+        None, "what mixes the patches, by its registered name (default: softmax)"
+    )
+    csp_shift: str = _flag("linear", "how far CSP shifts each channel")
+    csp_group_size: Any = _flag(2, "positions CSP sorts together: a number, or full")
+    csp_order: str = _flag("shift_sort", "which of CSP's two steps comes first")
+    csp_descending: bool = _flag(False, "CSP sorts from the largest to the smallest")
+    image_size: Any = _flag(32, "pixels of an image: a number, or HEIGHTxWIDTH")
+    patch_size: Any = _flag(4, "pixels of a patch: a number, or HEIGHTxWIDTH")
+    image_channels: int = _flag(3, "channels of an image")
+    sentence_class_num: int = _flag(10, "number of classes")
+    encoder_layers: int = _flag(6, "number of layers")
+    encoder_embed_dim: int = _flag(512, "model channels")
+    encoder_ffn_embed_dim: int = _flag(512, "channels inside a feed-forward block")
+    encoder_attention_heads: int = _flag(8, "attention heads")
+    head_dim: int = _flag(64, "channels of a head; heads times these are the values' channels")
+    dropout: float = _flag(0.1, "probability of dropping a number of a block, or a weight")
+    embedding_dropout: float = _flag(0.1, "probability of dropping a number of the embedding")
+    sen_rep_type: str = _flag("mp", "an image's vector: mean (mp), maximum (max), or class token")
+
+
+def pair(value: Any, flag: str) -> tuple[int, int]:
+    """Read a size that is one number or two.
+
+    Args:
+        value: a number, a sequence of two, or text such as ``32`` or ``32x16``.
+        flag: how to call it in a message.
+
+    Returns:
+        Height and width, at least 1.
+
+    Raises:
+        UserError: it is something else.
+    """
+    words = value.replace("x", ",").split(",") if isinstance(value, str) else value
+    words = [words] if isinstance(words, int) else list(words)
+    try:
+        height, width = (int(word) for word in (words * 2 if len(words) == 1 else words))
+    except ValueError:
+        height = width = 0
+    if min(height, width) < 1:
+        raise UserError(f"{flag} is {value}; it must be a number of pixels, or HEIGHTxWIDTH")
+    return height, width
+
+
+class Dropout(nn.Dropout):
+    """``nn.Dropout`` by :func:`fairseq_csp.ops.dropout.dropout`, which is faster on a CPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the shape and dtype of ``x``."""
+        return dropout(x, self.p, self.training)
+
+
+class Patches(nn.Module):
+    """Cut images into patches in reading order; a patch is flattened row by row, channels last."""
+
+    def __init__(self, patch: tuple[int, int]) -> None:
+        super().__init__()
+        self.patch = patch
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return (batch, patches, numbers of a patch) of (batch, channels, height, width)."""
+        height, width = self.patch
+        tiles = images.unflatten(3, (-1, width)).unflatten(2, (-1, height))
+        return tiles.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+
+
+class Mixing(nn.Module):
+    """``W_o mix(W_qkv x)``: what mixes the tokens of an image.
+
+    Args:
+        cfg: the model's configuration.
+        layer: index of the layer, from 0.
+    """
+
+    def __init__(self, cfg: ViTConfig, layer: int) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.layer = layer
+        dim, self.heads = cfg.encoder_embed_dim, cfg.encoder_attention_heads
+        self.width = self.heads * cfg.head_dim
+        parts = 3 if cfg.attention in (None, SOFTMAX) else 1
+        self.to_qkv = nn.Linear(dim, parts * self.width, bias=False)
+        if self.heads == 1 and self.width == dim:
+            self.to_out = nn.Identity()
+        else:
+            self.to_out = nn.Sequential(nn.Linear(self.width, dim), Dropout(cfg.dropout))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (batch, tokens, dim) to the same shape."""
+        projected = self.to_qkv(x)
+        if self.cfg.attention in (None, SOFTMAX):
+            queries, keys, values = (
+                part.unflatten(2, (self.heads, -1)).transpose(1, 2)
+                for part in projected.chunk(3, dim=2)
+            )
+            mixed = F.scaled_dot_product_attention(
+                queries, keys, values, dropout_p=self.cfg.dropout if self.training else 0.0
+            )
+            mixed = mixed.transpose(1, 2).flatten(2)
+        else:
+            group = self.cfg.csp_group_size
+            mixed = permute_channels(
+                projected.transpose(1, 2),
+                (x.size(1),) * x.size(0),
+                layer=self.layer,
+                num_layers=self.cfg.encoder_layers,
+                shift=str(self.cfg.csp_shift),
+                group_size=group if group == FULL else int(group),
+                order=str(self.cfg.csp_order),
+                descending=self.cfg.csp_descending,
+            ).transpose(1, 2)
+        return self.to_out(mixed)
+
+
+class FeedForward(nn.Module):
+    """Two linear maps with the exact GELU between them.
+
+    Args:
+        dim: model channels.
+        hidden_dim: channels inside.
+        p: probability of dropping a hidden number, or one that comes out.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int, p: float) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(dim, hidden_dim),
+            nn.GELU(),
+            Dropout(p),
+            nn.Linear(hidden_dim, dim),
+            Dropout(p),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (batch, tokens, dim) to the same shape."""
+        return self.net(x)
+
+
+class Prenorm(nn.Module):
+    """Layer norm before a block, and the residual around both."""
+
+    def __init__(self, dim: int, block: nn.Module) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.fn = block
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (batch, tokens, dim) to the same shape."""
+        return x + self.fn(self.norm(x))
+
+
+class Encoder(nn.Module):
+    """The layers; no norm behind the last one."""
+
+    def __init__(self, cfg: ViTConfig) -> None:
+        super().__init__()
+        dim = cfg.encoder_embed_dim
+        self.layers = nn.ModuleList(
+            nn.ModuleList(
+                [
+                    Prenorm(dim, Mixing(cfg, layer)),
+                    Prenorm(dim, FeedForward(dim, cfg.encoder_ffn_embed_dim, cfg.dropout)),
+                ]
+            )
+            for layer in range(cfg.encoder_layers)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (batch, tokens, dim) to the same shape."""
+        for mixing, feed_forward in self.layers:
+            x = feed_forward(mixing(x))
+        return x
+
+
+class ViTModel(nn.Module):
+    """Patches, positions, pre-norm layers, pooling and a linear head.
+
+    Args:
+        cfg: its options.
+
+    Attributes:
+        tokens: tokens of an image, the class token included.
+
+    Raises:
+        UserError: options that do not go together.
+    """
+
+    def __init__(self, cfg: ViTConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.image_size = pair(cfg.image_size, "--image-size")
+        patch = pair(cfg.patch_size, "--patch-size")
+        if any(size % side for size, side in zip(self.image_size, patch, strict=True)):
+            raise UserError(
+                f"--patch-size {_shown(patch)} does not divide images of "
+                f"{_shown(self.image_size)} pixels: choose one that divides height and width"
+            )
+        if cfg.sen_rep_type not in POOLINGS:
+            raise UserError(
+                f"--sen-rep-type is {cfg.sen_rep_type!r}; it must be one of {', '.join(POOLINGS)}"
+            )
+        patches = self.image_size[0] // patch[0] * (self.image_size[1] // patch[1])
+        has_token = cfg.sen_rep_type == "cls"
+        self.tokens = patches + has_token
+        dim = cfg.encoder_embed_dim
+        # published: one row more than there are patches, and a class token, used or not
+        self.pos_embedding = nn.Parameter(torch.randn(1, patches + 1, dim))
+        self.cls_token = nn.Parameter(torch.randn(1, 1, dim), requires_grad=has_token)
+        self.to_patch_embedding = nn.Sequential(
+            Patches(patch), nn.Linear(patch[0] * patch[1] * cfg.image_channels, dim)
+        )
+        self.dropout = Dropout(cfg.embedding_dropout)
+        self.transformer = Encoder(cfg)
+        self.mlp_head = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, cfg.sentence_class_num))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Classify images.
+
+        Args:
+            images: (batch, channels, height, width), normalised, floating.
+
+        Returns:
+            Logits (batch, classes).
+
+        Raises:
+            ValueError: the images are not of the model's size.
+        """
+        expected = (self.cfg.image_channels, *self.image_size)
+        if images.dim() != 4 or tuple(images.shape[1:]) != expected:
+            raise ValueError(
+                f"images must be (batch, {', '.join(map(str, expected))}), got "
+                f"{tuple(images.shape)}"
+            )
+        x = self.to_patch_embedding(images)
+        if self.cfg.sen_rep_type == "cls":
+            x = torch.cat([self.cls_token.expand(x.size(0), -1, -1), x], dim=1)
+        x = self.dropout(x + self.pos_embedding[:, : self.tokens])
+        return self.mlp_head(self._pool(self.transformer(x)))
+
+    def _pool(self, x: Tensor) -> Tensor:
+        if self.cfg.sen_rep_type == "mp":
+            return x.mean(dim=1)
+        return x[:, 0] if self.cfg.sen_rep_type == "cls" else x.amax(dim=1)
+
+
+def _shown(size: Sequence[int]) -> str:
+    return "x".join(map(str, size))
+
+
+def _sizes(dim: int, ffn: int, layers: int, heads: int) -> dict[str, int]:
+    return {
+        "encoder_embed_dim": dim,
+        "encoder_ffn_embed_dim": ffn,
+        "encoder_layers": layers,
+        "encoder_attention_heads": heads,
+    }
+
+
+def _images(size: int, patch: int, channels: int, classes: int) -> dict[str, int]:
+    return {
+        "image_size": size,
+        "patch_size": patch,
+        "image_channels": channels,
+        "sentence_class_num": classes,
+    }
+
+
+PUBLISHED = _sizes(512, 512, 6, 8)
+DEIT_SMALL = _sizes(384, 1536, 12, 6)
+# the first four from the authors' configuration, but for the width of the second
+ARCHITECTURES: dict[str, dict[str, int]] = {
+    "vit_cifar10": _images(32, 4, 3, 10) | PUBLISHED,
+    # as many parameters with CSP as vit_cifar10 with attention
+    "vit_cifar10_wide": _images(32, 4, 3, 10) | _sizes(512, 512, 6, 16),
+    "vit_cifar100": _images(32, 2, 3, 100) | PUBLISHED,
+    "vit_mnist": _images(28, 2, 1, 10) | PUBLISHED,
+    # ours, for a processor of few cores
+    "vit_cifar_small": _images(32, 4, 3, 10) | _sizes(192, 384, 6, 3),
+    # sizes from the Sliceformer authors' sheet; the patch is ours
+    "vit_tiny_imagenet": _images(64, 4, 3, 200) | DEIT_SMALL,
+    # ours: nothing was published for it
+    "vit_imagenet": _images(224, 16, 3, 1000) | DEIT_SMALL,
+}
