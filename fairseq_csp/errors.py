@@ -10,5 +10,8 @@ class UserError(ValueError, SystemExit):
     """
 
     def __init__(self, message: str) -> None:
+        if message.startswith("Caught UserError in DataLoader worker"):
+            # torch makes it anew from the worker's traceback, which ends with the sentence
+            message = message.rstrip().rpartition(f"{__name__}.UserError: ")[2]
         super().__init__(message)
         self.code = message

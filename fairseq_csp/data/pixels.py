@@ -178,11 +178,20 @@ def _find(directory: str | Path, kind: str, split: str, text_suffix: str) -> Pat
     )
 
 
-def _open_array(path: Path, dtype: type[np.generic], *, dimensions: int) -> np.ndarray:
+def open_array(path: Path) -> np.ndarray:
+    """Memory-map an array file.
+
+    Raises:
+        UserError: it is damaged.
+    """
     try:
-        array = np.lib.format.open_memmap(path, mode="r")
+        return np.lib.format.open_memmap(path, mode="r")
     except Exception as error:  # a damaged header can fail in any way
         raise UserError(f"{path} is not a complete NumPy array file ({error})") from error
+
+
+def _open_array(path: Path, dtype: type[np.generic], *, dimensions: int) -> np.ndarray:
+    array = open_array(path)
     if array.dtype != dtype or array.ndim != dimensions:
         raise UserError(
             f"{path} holds {array.dtype} of shape {array.shape}, expected "

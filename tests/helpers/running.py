@@ -1,5 +1,6 @@
 """fairseq's commands, in this process."""
 
+import argparse
 import copy
 import functools
 import logging
@@ -58,15 +59,15 @@ def train(data, save, *words, updates=2):
     return torch.load(save / "checkpoint_last.pt", weights_only=False)
 
 
-def validate(checkpoint, subset="valid"):
-    """fairseq-validate; return the metrics that it logs."""
+def validate(checkpoint, subset="valid", data=None):
+    """fairseq-validate, perhaps on other data; return the metrics that it logs."""
     metrics.reset()
     cfg = copy.deepcopy(validation())
     cfg.common_eval.path = str(checkpoint)
     cfg.dataset.valid_subset = subset
     with logged("fairseq.logging.progress_bar") as lines:
-        fairseq_validate.main(cfg)
-    pairs = re.findall(r"(loss|accuracy) ([\d.]+)", lines[-1])
+        fairseq_validate.main(cfg, data and argparse.Namespace(data=str(data)))
+    pairs = re.findall(r"(loss|accuracy|top5) ([\d.]+)", lines[-1])
     return {name: float(value) for name, value in pairs}
 
 
