@@ -38,6 +38,10 @@ def main(arguments: list[str]) -> None:
     batch = cfg.dataset.batch_size or max(1, int(cfg.dataset.max_tokens / mean))
     examples = min(batch, len(order), max(2, int(POSITIONS / mean)))
     sample = dataset.collater([dataset[index] for index in order[:examples]])
+    if cfg.common.bf16:
+        # as fairseq's trainer does
+        model, criterion = model.bfloat16(), criterion.bfloat16()
+        sample = utils.apply_to_sample(_in_bfloat16, sample)
     model.train()
     seconds = []
     for _ in range(3):
@@ -53,6 +57,10 @@ def main(arguments: list[str]) -> None:
         "threads": torch.get_num_threads(),
     }
     sys.stdout.write(json.dumps(estimate) + "\n")
+
+
+def _in_bfloat16(x: torch.Tensor) -> torch.Tensor:
+    return x.bfloat16() if x.dtype == torch.float32 else x
 
 
 if __name__ == "__main__":
