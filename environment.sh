@@ -3,6 +3,10 @@
 # has the package and the modules: the active one, or that of .venv, which is made where it lacks
 # them by installing the package with its EXTRA.
 
+# what the tests need beside the package
+# shellcheck disable=SC2034
+TEST_MODULES=(hypothesis matplotlib mypy packaging psutil pytest ruff xdist)
+
 has_modules() { # INTERPRETER MODULE...: whether it finds them from any directory
     local python=$1
     shift
@@ -14,13 +18,13 @@ sys.exit(not all(find_spec(name) for name in sys.argv[1:]))' "$@") >/dev/null 2>
 
 make_environment() { # INTERPRETER DIRECTORY EXTRA: a virtual environment with the package in it
     local python=$2/bin/python
-    "$1" -m venv "$2"
+    "$1" -m venv "$2" || return
     if "$python" -c 'import sys; sys.exit(sys.version_info >= (3, 11))'; then
         # fairseq 0.12.2 names its requirements in a way that later ones refuse
-        "$python" -m pip install --quiet 'pip<24.1'
+        "$python" -m pip install --quiet 'pip<24.1' || return
     fi
-    "$python" -m pip install --quiet --no-deps --require-hashes --requirement "$ROOT/fairseq.txt"
-    "$python" -m pip install --quiet --constraint "$ROOT/constraints.txt" --editable "$ROOT$3"
+    "$python" -m pip install --quiet --no-deps --require-hashes --requirement "$ROOT/fairseq.txt" &&
+        "$python" -m pip install --quiet --constraint "$ROOT/constraints.txt" --editable "$ROOT$3"
 }
 
 find_or_make_environment() {

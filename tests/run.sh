@@ -5,7 +5,7 @@ ROOT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 
 # shellcheck source-path=SCRIPTDIR source=../environment.sh
 . "$ROOT/environment.sh"
-find_or_make_environment "[test]" pytest xdist hypothesis psutil ruff
+find_or_make_environment "[test]" "${TEST_MODULES[@]}"
 cd "$ROOT"
 # one thread a process: as many test processes run as there are cores
 export OMP_NUM_THREADS=1
