@@ -1,16 +1,14 @@
 """Models and batches to be measured."""
 
-from argparse import Namespace
 from collections.abc import Callable
 
 import torch
 from fairseq.data import Dictionary
-from fairseq.models import ARCH_CONFIG_REGISTRY
 from torch import Tensor
 
 import fairseq_csp.plugin  # noqa: F401 (registers the architectures)
 from fairseq_csp.criterions.lra_cross_entropy import LRACrossEntropyCriterion
-from fairseq_csp.models.config import LRAConfig
+from fairseq_csp.models.config import architecture_config
 from fairseq_csp.models.lra import LRAModel
 from fairseq_csp.parameters import SYMBOLS
 
@@ -23,10 +21,8 @@ def build_model(arch: str, length: int, **options: object) -> LRAModel:
         length: positions of a row; ``max_positions`` is raised to it.
         **options: flags of the model.
     """
-    args = Namespace(arch=arch, **options)
-    ARCH_CONFIG_REGISTRY[arch](args)
-    args.max_positions = max(args.max_positions, length)
-    cfg = LRAConfig.from_namespace(args)
+    cfg = architecture_config(arch, **options)
+    cfg.max_positions = max(cfg.max_positions, length)
     dictionary = None
     if cfg.input_type == "text":
         dictionary = Dictionary()

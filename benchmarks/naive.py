@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fairseq_csp.models.config import LRAConfig
+from fairseq_csp.models.config import SharedConfig
+from fairseq_csp.models.family import attention_of
 from fairseq_csp.models.lra import LRAModel
 from fairseq_csp.ops.csp.naive import permute_naive
 from fairseq_csp.ops.ema.naive import moving_average_naive
@@ -128,7 +129,7 @@ class NaiveModel:
     """
 
     def __init__(self, model: LRAModel) -> None:
-        self.cfg: LRAConfig = model.cfg
+        self.cfg: SharedConfig = model.cfg
         self.training = model.training
         self.activation = ACTIVATIONS[str(self.cfg.activation_fn)]
         self.weights = Weights(dict(model.named_parameters()) | dict(model.named_buffers()))
@@ -251,9 +252,9 @@ class NaiveModel:
     def _attend(self, weights: Weights, values: Tensor, shared: Tensor, layer: int) -> Tensor:
         """Attention of MEGA and FLASH, with queries and keys from one representation."""
         cfg = self.cfg
-        if cfg.attention == "csp":
+        name = attention_of(cfg).name
+        if name == "csp":
             return self._permute(values, layer)
-        name = str(cfg.attention or cfg.attention_activation_fn)
         queries, keys = (shared.unsqueeze(2) * weights["gamma"] + weights["beta"]).unbind(2)
         positions = values.size(1)
         table = weights.inside("rel_pos_bias")

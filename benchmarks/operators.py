@@ -9,11 +9,10 @@ from torch import Tensor, nn
 
 from benchmarks import naive
 from benchmarks.measure import Machine, best_times, serve
-from fairseq_csp.modules.attention import AttentionOptions
-from fairseq_csp.modules.attention.csp import CSPAttention
+from fairseq_csp.modules.attention import AttentionContext, make_attention
+from fairseq_csp.modules.lengths import SequenceLengths
 from fairseq_csp.modules.moving_average import MovingAverage
 from fairseq_csp.modules.norms import LayerNorm, ScaleNorm
-from fairseq_csp.modules.rows import Rows
 from fairseq_csp.ops.csp import channel_wise_sample_permutation
 from fairseq_csp.ops.csp.naive import permute_naive
 from fairseq_csp.ops.dropout import dropout
@@ -47,7 +46,7 @@ class Operator:
 
 def csp(channels: int) -> Operator:
     """CSP in the layout of the layers."""
-    attention = CSPAttention(AttentionOptions(**LAYER))
+    attention = make_attention("csp", AttentionContext(channels, **LAYER), {})
     return Operator(lambda x: attention(x, _rows(x)), _naive_csp)
 
 
@@ -156,8 +155,8 @@ def _naive_csp(x: Tensor) -> Tensor:
     return permute_naive(x.transpose(1, 2), **LAYER).transpose(1, 2)
 
 
-def _rows(x: Tensor) -> Rows:
-    return Rows.of(None, x.size(0), x.size(2), x.device)
+def _rows(x: Tensor) -> SequenceLengths:
+    return SequenceLengths.of(None, x.size(0), x.size(2), x.device)
 
 
 if __name__ == "__main__":

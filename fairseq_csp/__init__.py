@@ -15,7 +15,7 @@ __version__ = "0.2.0"
 
 # what the package gives, and the module that has it
 _EXPORTS = {
-    "build_attention": "fairseq_csp.modules.attention",
+    "build_attention": "fairseq_csp.modules.standalone",
     "channel_wise_sample_permutation": "fairseq_csp.ops.csp",
     "permutation_matrix": "fairseq_csp.ops.csp",
     "register_attention": "fairseq_csp.modules.attention",

@@ -1,17 +1,15 @@
 """Parameters of every architecture: ``python -m fairseq_csp.parameters`` prints the table."""
 
 import sys
-from argparse import Namespace
 
 import torch
 from fairseq.data import Dictionary
-from fairseq.models import ARCH_CONFIG_REGISTRY
 
 import fairseq_csp.plugin  # noqa: F401 (registers the architectures)
-from fairseq_csp.models.config import LRAConfig
+from fairseq_csp.models.config import architecture_config
+from fairseq_csp.models.family import FAMILY_REGISTRY
 from fairseq_csp.models.lra import LRAModel
 
-FAMILIES = ("mega", "transformer", "flash", "lstm")
 TASKS = ("listop", "imdb", "aan", "cifar10", "pf32", "pf128")
 # of the prepared data, special symbols and <CLS> included
 SYMBOLS = {"listop": 25, "imdb": 169, "aan": 105}
@@ -21,7 +19,7 @@ def count_parameters(family: str, task: str, attention: str | None = None) -> in
     """Return the number of trained parameters of an architecture on its task's data.
 
     Args:
-        family: one of ``FAMILIES``.
+        family: name of a family.
         task: one of ``TASKS``.
         attention: name of an attention function; the architecture's own when None.
 
@@ -29,14 +27,10 @@ def count_parameters(family: str, task: str, attention: str | None = None) -> in
         UserError: the family does not take that attention.
     """
     arch = f"{family}_lra_{task}"
-    args = Namespace(arch=arch, attention=attention)
-    ARCH_CONFIG_REGISTRY[arch](args)
     # the numbers themselves are never made, so that they cannot be drawn anew either
-    args.apply_bert_init = False
+    cfg = architecture_config(arch, attention=attention, apply_bert_init=False)
     with torch.device("meta"):
-        model = LRAModel(
-            LRAConfig.from_namespace(args), _dictionary(task), documents=2 if task == "aan" else 1
-        )
+        model = LRAModel(cfg, _dictionary(task), documents=2 if task == "aan" else 1)
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -46,10 +40,11 @@ def table() -> str:
         f"| architecture | attention | {' | '.join(TASKS)} |",
         f"|---|---|{'---:|' * len(TASKS)}",
     ]
-    for family in FAMILIES:
-        for attention in (None,) if family == "lstm" else (None, "csp"):
+    for family in FAMILY_REGISTRY:
+        takes_attention = bool(FAMILY_REGISTRY[family].encoder.takes)
+        for attention in (None, "csp") if takes_attention else (None,):
             counts = [f"{count_parameters(family, task, attention):,}" for task in TASKS]
-            kind = attention or ("none" if family == "lstm" else "own")
+            kind = attention or ("own" if takes_attention else "none")
             lines.append(f"| {family} | {kind} | {' | '.join(counts)} |")
     return "\n".join(lines) + "\n"
 

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 
@@ -116,7 +115,7 @@ def test_paper_preset_says_how_long_it_takes(listops, tmp_path):
         (["model=mega"], "the keys are model_name, dataset_name"),
         (["model_name=bert", "dataset_name=aan"], "transformer, mega, lstm, flash"),
         (["model_name=mega", "dataset_name=imdb"], "listops, imdb-4000, aan"),
-        (["model_name=mega", "dataset_name=aan", "attention=x"], "csp, softmax, relu2, laplace"),
+        (["model_name=mega", "dataset_name=aan", "attention=x"], "csp, laplace, "),
         (["model_name=lstm", "dataset_name=aan", "attention=csp"], "it must be one of default"),
         (["model_name=mega", "dataset_name=aan", "seed=-1"], "seed is '-1'"),
         (["model_name=mega", "dataset_name=aan", "seed"], "write seed=VALUE"),
@@ -136,19 +135,6 @@ def test_bad_words_end_before_anything_is_installed(words, message, tmp_path):
     assert answer.returncode == 2
     assert message in answer.stderr
     assert len(answer.stderr.splitlines()) == 1
-
-
-def test_the_mixer_of_the_readme_trains(listops, tmp_path):
-    """A new attention function is one file in one folder."""
-    code = re.search(r"```python\n(.*?@register_attention.*?)```", README, re.DOTALL).group(1)
-    assert len(code.splitlines()) <= 15
-    package = shutil.copytree(ROOT / "fairseq_csp", tmp_path / "fairseq_csp")
-    (package / "modules" / "attention" / "mean.py").write_text(code)
-    log = train(
-        listops, tmp_path / "run", "--user-dir", package, "--attention", "mean", "--max-update", "2"
-    )
-    assert "(attention): MeanAttention()" in log
-    assert [step["num_updates"] for step in logged(log, "train_inner")] == ["1", "2"]
 
 
 def test_help_names_every_key():

@@ -5,6 +5,8 @@ import logging
 import sys
 from pathlib import Path
 
+from fairseq import utils
+
 from fairseq_csp.analysis import collapse, maps, rank, reach
 from fairseq_csp.errors import UserError
 from fairseq_csp.flags import positive
@@ -40,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
         add = made.add_argument
         add("checkpoints", nargs="+", type=Path, metavar="CHECKPOINT", help="those to compare")
         add("--data", type=Path, help="the prepared data, where it is not where it was in training")
+        add("--user-dir", help="your own user directory, where the model needs it")
         add("--split", default=split, help="split that inputs are taken from")
         return made
 
@@ -78,6 +81,8 @@ def main(arguments: list[str]) -> int:
     args = _parser().parse_args(arguments)
     if args.out.suffix != ".png":
         raise UserError(f"--out is {args.out}: its name must end in .png")
+    if getattr(args, "user_dir", None):
+        utils.import_user_module(args)
     if args.command == "maps":
         maps.draw(
             args.out,

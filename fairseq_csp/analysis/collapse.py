@@ -9,36 +9,37 @@ the same numbers to every row, which makes rows alike whatever mixes them.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from fairseq_csp.analysis.output import save
-from fairseq_csp.modules.attention import AttentionFunction, AttentionOptions
-from fairseq_csp.modules.attention.csp import CSPAttention
-from fairseq_csp.modules.rows import Rows
-from fairseq_csp.modules.transformer_layer import SelfAttention, ValueAttention
+from fairseq_csp.modules.attention import (
+    AttentionContext,
+    AttentionFunction,
+    ValueAttention,
+    make_attention,
+)
+from fairseq_csp.modules.lengths import SequenceLengths
+from fairseq_csp.modules.transformer_layer import MultiHeadAttention
 from fairseq_csp.plots import load_pyplot
 
 
-class RandomPermutation(AttentionFunction):
+class RandomPermutation(ValueAttention):
     """A permutation of each row and channel, drawn anew each time."""
 
-    def forward(self, values: Tensor, rows: Rows) -> Tensor:
+    def forward(self, values: Tensor, lengths: SequenceLengths) -> Tensor:
         """Permute (batch, channels, positions); padding is not told apart."""
         return values.gather(2, torch.rand(values.shape).argsort(2))
 
 
 HEADS = 4
-MIXINGS: dict[str, Callable[[int, AttentionOptions], nn.Module]] = {
-    "softmax": lambda dim, options: SelfAttention(dim, HEADS, 0.0),
-    "random permutation": lambda dim, options: ValueAttention(dim, [RandomPermutation(options)]),
-    "csp": lambda dim, options: ValueAttention(dim, [CSPAttention(options)]),
-    "csp without sort": lambda dim, options: ValueAttention(
-        dim, [CSPAttention(replace(options, csp_group_size=1))]
-    ),
+MIXINGS: dict[str, Callable[[AttentionContext], AttentionFunction]] = {
+    "softmax": lambda context: make_attention("softmax", context, {}),
+    "random permutation": RandomPermutation,
+    "csp": lambda context: make_attention("csp", context, {}),
+    "csp without sort": lambda context: make_attention("csp", context, {"group_size": "1"}),
 }
 STACKS = ("attention only", "with residual", "with residual and layer norm")
 
@@ -75,15 +76,17 @@ def layer_by_layer(
     """
     torch.manual_seed(seed)
     x = torch.randn(positions, 1, channels, dtype=torch.double)
-    rows = Rows([positions], positions, x.device)
+    lengths = SequenceLengths([positions], positions, x.device)
     measured = [(residual_norm(x[:, 0]), stable_rank(x[:, 0]))]
     for number in range(depth):
-        options = AttentionOptions(layer=number, num_layers=depth)
-        layer = MIXINGS[mixing](channels, options).double().eval()
+        context = AttentionContext(
+            channels, query_dim=channels, heads=HEADS, layer=number, num_layers=depth
+        )
+        layer = MultiHeadAttention(channels, MIXINGS[mixing](context)).double().eval()
         for name, weight in layer.named_parameters():
             if name.endswith("bias"):
                 weight.zero_()
-        mixed = layer(x, rows, 0)
+        mixed = layer(x, lengths)
         x = mixed if stack == "attention only" else x + mixed
         if stack == "with residual and layer norm":
             x = nn.functional.layer_norm(x, [channels])

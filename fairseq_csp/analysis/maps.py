@@ -7,7 +7,6 @@ through the sorting.
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,27 +15,9 @@ from torch import Tensor, nn
 from fairseq_csp.analysis.output import save
 from fairseq_csp.analysis.trained import load
 from fairseq_csp.errors import UserError
-from fairseq_csp.modules.attention import AttentionFunction
-from fairseq_csp.modules.attention.csp import CSPAttention
-from fairseq_csp.ops.csp import permutation_matrix
+from fairseq_csp.models.family import attention_of
+from fairseq_csp.modules.attention import AttentionFunction, AttentionMaps
 from fairseq_csp.plots import load_pyplot
-
-# entries of all permutation matrices of a layer, 4 GiB while they are made
-MOST_ENTRIES = 1 << 29
-
-
-@dataclass(frozen=True)
-class LayerMaps:
-    """What one layer's attention did with one input.
-
-    Attributes:
-        kind: ``channel`` or ``head``; empty where all channels share one map.
-        weights: (maps, positions, positions): entry [m, i, j] is the weight of position j in the
-            output's position i.
-    """
-
-    kind: str
-    weights: Tensor
 
 
 def example(task: object, split: str, longest: int, number: int | None) -> tuple[int, dict]:
@@ -68,7 +49,7 @@ def example(task: object, split: str, longest: int, number: int | None) -> tuple
 
 
 @torch.no_grad()
-def attention_maps(model: nn.Module, sample: dict) -> list[LayerMaps]:
+def attention_maps(model: nn.Module, sample: dict) -> list[AttentionMaps]:
     """Return the attention maps of every layer.
 
     Of a pair of documents those of the second; where attention stays in chunks, of the first chunk.
@@ -78,51 +59,27 @@ def attention_maps(model: nn.Module, sample: dict) -> list[LayerMaps]:
         sample: a batch of one example.
 
     Raises:
-        UserError: the model has no attention, or its input is too long.
+        UserError: the model has no attention or one without maps, or its input is too long.
     """
-    calls: list[tuple[nn.Module, tuple]] = []
+    maps: list[AttentionMaps] = []
+
+    def keep(function: AttentionFunction, inputs: tuple) -> None:
+        if len(maps) < model.cfg.encoder_layers:
+            maps.append(function.attention_map(*inputs))
+
     mixing = [module for module in model.modules() if isinstance(module, AttentionFunction)]
-    hooks = [
-        module.register_forward_pre_hook(lambda module, inputs: calls.append((module, inputs)))
-        for module in mixing
-    ]
-    model(**sample["net_input"])
-    for hook in hooks:
-        hook.remove()
-    if not calls:
+    hooks = [module.register_forward_pre_hook(keep) for module in mixing]
+    try:
+        model(**sample["net_input"])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not maps:
         raise UserError("the model has no attention function, so there is no map to draw")
-    heads = model.cfg.encoder_attention_heads if model.cfg.layer_type == "transformer" else 1
-    return [_maps(module, inputs, heads) for module, inputs in calls[: model.cfg.encoder_layers]]
+    return maps
 
 
-def _maps(module: nn.Module, inputs: tuple, heads: int) -> LayerMaps:
-    values, rows, *others = inputs
-    _, channels, positions = values.shape
-    if isinstance(module, CSPAttention):
-        if channels * positions**2 > MOST_ENTRIES:
-            raise UserError(
-                f"the maps of {channels} channels of {positions:,} positions take too much memory: "
-                "choose a shorter input with --longest or --example"
-            )
-        options = module.options
-        maps = permutation_matrix(
-            values.transpose(1, 2),
-            rows.host,
-            layer=options.layer,
-            num_layers=options.num_layers,
-            shift=options.csp_shift,
-            group_size=options.csp_group_size,
-            order=options.csp_order,
-            descending=options.csp_descending,
-        )
-        return LayerMaps("channel", maps[0])
-    # the weights do not depend on the values: those of a unit matrix are the map itself
-    unit = torch.eye(positions, dtype=values.dtype).expand(len(values), -1, -1)
-    maps = module(unit, rows, *others)[:heads].transpose(1, 2)
-    return LayerMaps("head" if heads > 1 else "", maps)
-
-
-def chosen(maps: LayerMaps, numbers: Sequence[int] | None) -> Iterator[tuple[str, Tensor]]:
+def chosen(maps: AttentionMaps, numbers: Sequence[int] | None) -> Iterator[tuple[str, Tensor]]:
     """Yield names and maps (positions, positions): some of a layer, then the mean of all.
 
     Args:
@@ -213,8 +170,7 @@ def draw(
 
 def _kind(model: nn.Module) -> str:
     cfg = model.cfg
-    own = "softmax" if cfg.layer_type == "transformer" else cfg.attention_activation_fn
-    return f"{cfg.layer_type} {cfg.attention or own}"
+    return f"{cfg.layer_type} {attention_of(cfg).name}"
 
 
 def _labels(kinds: dict[Path, str]) -> dict[Path, str]:

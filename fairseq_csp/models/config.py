@@ -1,68 +1,49 @@
-"""The flags of all LRA models, and what follows from them."""
+"""The flags of all LRA models: the shared ones here, and those of families and functions.
 
-from dataclasses import dataclass, field
-from typing import Optional
+Families and attention functions declare flags of their own where they are registered.
+:func:`config_class` puts all that are registered into one dataclass, as fairseq wants it.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Optional
 
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.utils import get_available_activation_fns
 
+import fairseq_csp.models.families  # noqa: F401 (registers them)
 from fairseq_csp.errors import UserError
-from fairseq_csp.modules.attention import AttentionOptions
-from fairseq_csp.ops.csp import FULL, ORDERS, SHIFTS
+from fairseq_csp.models.family import FAMILY_REGISTRY, attention_of, family, option_key
+from fairseq_csp.modules.attention import ATTENTION_REGISTRY
+from fairseq_csp.modules.attention._base import ON_OFF
 
-FAMILIES = ChoiceEnum(["mega", "transformer", "flash", "lstm"])
 INPUTS = ChoiceEnum(["text", "image"])
 POOLINGS = ChoiceEnum(["mp", "cls"])
-BIASES = ChoiceEnum(["simple", "rotary"])
 ACTIVATIONS = ChoiceEnum([*get_available_activation_fns(), "silu"])
-SCORE_FUNCTIONS = ChoiceEnum(["softmax", "relu2", "laplace"])
 
 
 def _flag(default: object, text: str) -> object:
-    return field(default=default, metadata={"help": text})
+    return dataclasses.field(default=default, metadata={"help": text})
 
 
 @dataclass
-class LRAConfig(FairseqDataclass):
-    """Flags of an LRA model; an architecture gives those it names other defaults."""
+class SharedConfig(FairseqDataclass):
+    """Flags that every family knows; an architecture gives those it names other defaults."""
 
-    layer_type: FAMILIES = _flag("mega", "family of encoder layers")
+    layer_type: str = _flag("mega", "family of encoder layers")
     input_type: INPUTS = _flag("text", "symbols or real-valued pixels")
     attention: Optional[str] = _flag(  # noqa: UP045 (fairseq reads the annotation)
         None, "what mixes the positions, by its registered name (default: the architecture's own)"
     )
-    csp_shift: ChoiceEnum(SHIFTS) = _flag("exponential", "how far CSP shifts each channel")
-    csp_group_size: str = _flag("2", "positions CSP sorts together: a number, or full")
-    csp_order: ChoiceEnum(ORDERS) = _flag("shift_sort", "which of CSP's two steps comes first")
-    csp_descending: bool = _flag(False, "CSP sorts from the largest to the smallest")
-    attention_activation_fn: SCORE_FUNCTIONS = _flag(
-        "relu2", "attention function of MEGA and FLASH; --attention overrides it"
-    )
     encoder_layers: int = _flag(6, "number of layers")
     encoder_embed_dim: int = _flag(128, "model channels")
-    encoder_hidden_dim: int = _flag(256, "value channels of MEGA and FLASH")
     encoder_ffn_embed_dim: int = _flag(256, "channels inside a feed-forward block")
-    encoder_attention_heads: int = _flag(4, "heads of the transformer")
-    z_dim: int = _flag(64, "query and key channels of MEGA and FLASH")
-    n_dim: int = _flag(16, "components of MEGA's moving average")
-    chunk_size: int = _flag(-1, "MEGA's attention stays in chunks of this size (-1: whole row)")
-    truncation_length: Optional[int] = _flag(  # noqa: UP045
-        1024, "MEGA's moving average reaches this far (0 or less: all the way)"
-    )
     max_positions: int = _flag(4002, "most positions of a row")
-    norm_type: str = _flag("layernorm", "layernorm, scalenorm, rmsnorm, batchnorm or syncbatchnorm")
-    encoder_normalize_before: bool = _flag(
-        False, "MEGA normalises before each block, not after; the transformer its embedding"
-    )
-    normalize_embedding: bool = _flag(False, "MEGA normalises its embedding")
-    rel_pos_bias: BIASES = _flag("simple", "relative position bias of MEGA and FLASH")
-    activation_fn: ACTIVATIONS = _flag("gelu", "activation inside the layers")
     dropout: float = _flag(0.1, "probability of dropping a model channel")
-    attention_dropout: float = _flag(0.1, "probability of dropping an attention weight")
     act_dropout: float = _flag(0.0, "probability of dropping a hidden number or a value")
-    feature_dropout: bool = _flag(False, "MEGA drops whole channels of a row")
-    encoder_learned_pos: bool = _flag(False, "learn the transformer's positions, not sinusoids")
-    tie_layer_weights: bool = _flag(False, "all layers of the transformer share their weights")
     apply_bert_init: bool = _flag(False, "initialise linear maps and symbols as BERT does")
     sen_rep_type: POOLINGS = _flag("cls", "a row's vector: mean over positions, or first position")
     classifier_layers: int = _flag(1, "hidden layers of the classifier")
@@ -73,36 +54,118 @@ class LRAConfig(FairseqDataclass):
     classifier_activation_fn: ACTIVATIONS = _flag("gelu", "activation of the classifier")
     sentence_class_num: int = _flag(2, "number of classes")
     keep_padding: bool = _flag(
-        False, "encode a padded batch as it is, not in parts trimmed to their own lengths"
+        False, "encode a padded batch as it is, not in buckets of similar lengths"
     )
 
 
-def attention_name(cfg: LRAConfig) -> str:
-    """Return the attention function of a MEGA or FLASH model."""
-    return cfg.attention or str(cfg.attention_activation_fn)
+def config_class() -> type[SharedConfig]:
+    """Return the configuration with the flags of all that is registered by now."""
+    registered = (tuple(FAMILY_REGISTRY), tuple(ATTENTION_REGISTRY))
+    if registered not in _classes:
+        _classes.clear()
+        _classes[registered] = _make_class()
+    return _classes[registered]
 
 
-def attention_options(cfg: LRAConfig, layer: int) -> AttentionOptions:
-    """Return what the attention function of one layer is built with.
+_classes: dict[tuple, type[SharedConfig]] = {}
+
+
+def _make_class() -> type[SharedConfig]:
+    flags: dict[str, tuple[Any, dataclasses.Field]] = {}
+    for member in FAMILY_REGISTRY.values():
+        hints = typing.get_type_hints(member.options)
+        for item in dataclasses.fields(member.options):
+            flags.setdefault(item.name, _fairseq_field(item, hints[item.name]))
+    for cls in ATTENTION_REGISTRY.values():
+        hints = typing.get_type_hints(cls.options_type)
+        for item in dataclasses.fields(cls.options_type):
+            flags[option_key(cls, item)] = _fairseq_field(item, hints[item.name])
+    return dataclasses.make_dataclass(
+        "LRAConfig",
+        [(name, *flag) for name, flag in flags.items()],
+        bases=(SharedConfig,),
+        namespace={"__module__": __name__},
+    )
+
+
+def _fairseq_field(item: dataclasses.Field, hint: Any) -> tuple[Any, dataclasses.Field]:
+    """Return type and field of a flag in the forms that fairseq reads."""
+    default, choices = item.default, item.metadata.get("choices")
+    optional = isinstance(hint, types.UnionType) and type(None) in hint.__args__
+    if optional:
+        hint = next(kind for kind in hint.__args__ if kind is not type(None))
+    if choices:
+        hint = ChoiceEnum(list(choices))
+    elif hint is bool and default is True:
+        # fairseq's own switch would turn it off
+        hint, default = ChoiceEnum(list(ON_OFF)), "on"
+    field = dataclasses.field(default=default, metadata={"help": item.metadata["help"]})
+    return (Optional[hint] if optional else hint), field  # noqa: UP045
+
+
+def flags_without_effect(cfg: Any) -> list[str]:
+    """Return the flags with another value than by default that change nothing in a model.
 
     Args:
         cfg: the model's configuration.
-        layer: index of the layer, from 0.
+    """
+    member, cls = family(cfg.layer_type), attention_of(cfg)
+    used = {item.name for item in dataclasses.fields(SharedConfig)}
+    for item in dataclasses.fields(member.options):
+        needs = item.metadata.get("needs")
+        if needs is None or (cls is not None and getattr(cls, f"uses_{needs}")):
+            used.add(item.name)
+    if cfg.attention is not None:
+        used.discard("attention_activation_fn")
+    if cls is not None:
+        used |= {option_key(cls, item) for item in dataclasses.fields(cls.options_type)}
+    defaults = _defaults_of(cfg)
+    return [
+        "--" + item.name.replace("_", "-")
+        for item in dataclasses.fields(config_class())
+        if item.name not in used
+        and getattr(cfg, item.name, defaults[item.name]) != defaults[item.name]
+    ]
+
+
+def _defaults_of(cfg: Any) -> dict[str, Any]:
+    """Return the values of all flags of the architecture of a configuration."""
+    named = {item.name: item.default for item in dataclasses.fields(config_class())}
+    arch = str(getattr(cfg, "_name", None))
+    architectures = family(cfg.layer_type).architectures
+    return named | (architecture_values(arch, {}) if arch in architectures else {})
+
+
+def architecture_config(arch: str, **given: Any) -> SharedConfig:
+    """Return the configuration of an architecture.
+
+    Args:
+        arch: its name.
+        **given: values of flags that win over the architecture's.
 
     Raises:
-        UserError: ``--csp-group-size`` is neither a positive number nor ``full``.
+        UserError: there is no architecture of that name.
     """
-    group = str(cfg.csp_group_size)
-    if group != FULL and not (group.isdecimal() and int(group) > 0):
-        raise UserError(
-            f"--csp-group-size is {group!r}; it must be a number of at least 1, or {FULL}"
-        )
-    return AttentionOptions(
-        layer=layer,
-        num_layers=cfg.encoder_layers,
-        dropout=cfg.attention_dropout,
-        csp_shift=str(cfg.csp_shift),
-        csp_group_size=group if group == FULL else int(group),
-        csp_order=str(cfg.csp_order),
-        csp_descending=cfg.csp_descending,
-    )
+    return config_class()(**(given | architecture_values(arch, given)))
+
+
+def architecture_values(arch: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values that an architecture gives the flags that are not given.
+
+    Args:
+        arch: its name.
+        given: values of flags by name.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    for member in FAMILY_REGISTRY.values():
+        if arch in member.architectures:
+            values = {"layer_type": member.name} | member.architectures[arch]
+            if "encoder_hidden_dim" in values:
+                # the feed-forward blocks are as wide as the values unless told otherwise
+                width = given.get("encoder_hidden_dim", values["encoder_hidden_dim"])
+                values.setdefault("encoder_ffn_embed_dim", width)
+            return {name: value for name, value in values.items() if name not in given}
+    known = [name for member in FAMILY_REGISTRY.values() for name in member.architectures]
+    raise UserError(f"--arch is {arch!r}; it must be one of {', '.join(known)}")

@@ -1,35 +1,42 @@
 """The LRA classifier: an encoder of any family and a small head."""
 
+import dataclasses
+import functools
 import logging
 from argparse import Namespace
 
 import torch
 from fairseq.data import Dictionary
-from fairseq.models import BaseFairseqModel, register_model
+from fairseq.models import (
+    MODEL_DATACLASS_REGISTRY,
+    BaseFairseqModel,
+    register_model,
+    register_model_architecture,
+)
 from fairseq.modules.transformer_sentence_encoder import init_bert_params
 from fairseq.tasks import FairseqTask
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from fairseq_csp.errors import UserError
-from fairseq_csp.models.config import LRAConfig
-from fairseq_csp.models.flash import FlashEncoder
-from fairseq_csp.models.lstm import LSTMEncoder
-from fairseq_csp.models.mega import MegaEncoder
-from fairseq_csp.models.transformer import TransformerEncoder
-from fairseq_csp.models.trimming import trimmed_parts
+from fairseq_csp.models import family as families
+from fairseq_csp.models.config import (
+    SharedConfig,
+    architecture_values,
+    config_class,
+    flags_without_effect,
+)
+from fairseq_csp.models.family import FAMILY_REGISTRY, Family, attention_of, family
+from fairseq_csp.models.length_buckets import length_buckets
+from fairseq_csp.models.tpu import take_back_tpu
+from fairseq_csp.modules import attention as attention_functions
+from fairseq_csp.modules.lengths import SequenceLengths
 from fairseq_csp.modules.moving_average import shared_kernels
 from fairseq_csp.modules.norms import BATCH_NORMS
 from fairseq_csp.modules.pointwise import activation
-from fairseq_csp.modules.rows import Rows
 
 logger = logging.getLogger(__name__)
-
-ENCODERS = {
-    "mega": MegaEncoder,
-    "transformer": TransformerEncoder,
-    "flash": FlashEncoder,
-    "lstm": LSTMEncoder,
-}
 
 
 class LRAEncoder(nn.Module):
@@ -40,9 +47,9 @@ class LRAEncoder(nn.Module):
         dictionary: symbols of the source; None for images.
     """
 
-    def __init__(self, cfg: LRAConfig, dictionary: Dictionary | None) -> None:
+    def __init__(self, cfg: SharedConfig, dictionary: Dictionary | None) -> None:
         super().__init__()
-        self.encoder = ENCODERS[str(cfg.layer_type)](cfg, dictionary)
+        self.encoder = family(cfg.layer_type).encoder(cfg, dictionary)
         self.trim = not cfg.keep_padding
 
     def forward(self, source: Tensor, lengths: Tensor | None) -> Tensor:
@@ -51,20 +58,20 @@ class LRAEncoder(nn.Module):
         Raises:
             ValueError: a length is not between 1 and the number of positions.
         """
-        rows = Rows.of(lengths, *source.shape, source.device)
-        parts = trimmed_parts(rows.host) if self.trim and not rows.full else []
-        if len(parts) == 0:
-            return self.encoder(source, rows)
+        lengths = SequenceLengths.of(lengths, *source.shape, source.device)
+        buckets = length_buckets(lengths.host) if self.trim and not lengths.full else []
+        if not buckets:
+            return self.encoder(source, lengths)
         vectors = []
-        for part in parts:
-            host = [rows.host[row] for row in part]
-            trimmed = source[torch.tensor(part).to(source.device), : max(host)]
-            vectors.append(self.encoder(trimmed, Rows(host, max(host), source.device)))
-        order = torch.tensor([row for part in parts for row in part]).argsort()
+        for bucket in buckets:
+            host = [lengths.host[row] for row in bucket]
+            trimmed = source[torch.tensor(bucket).to(source.device), : max(host)]
+            vectors.append(self.encoder(trimmed, SequenceLengths(host, max(host), source.device)))
+        order = torch.tensor([row for bucket in buckets for row in bucket]).argsort()
         return torch.cat(vectors)[order.to(source.device)]
 
 
-@register_model("lra", dataclass=LRAConfig)
+@register_model("lra", dataclass=config_class())
 class LRAModel(BaseFairseqModel):
     """``classifier(rep(src))``, or ``classifier(rep(src1), rep(src))`` for two documents.
 
@@ -79,11 +86,13 @@ class LRAModel(BaseFairseqModel):
 
     optimizer_is_restored = False
 
-    def __init__(self, cfg: LRAConfig, dictionary: Dictionary | None, documents: int = 1) -> None:
+    def __init__(
+        self, cfg: SharedConfig, dictionary: Dictionary | None, documents: int = 1
+    ) -> None:
         super().__init__()
         self.cfg = cfg
         self.encoder = LRAEncoder(cfg, dictionary)
-        width = documents * vector_dim(cfg)
+        width = documents * family(cfg.layer_type).encoder.vector_dim(cfg)
         if cfg.classifier_in_dim not in (None, width):
             raise UserError(
                 f"--classifier-in-dim is {cfg.classifier_in_dim}, but {documents} document(s) of "
@@ -103,7 +112,7 @@ class LRAModel(BaseFairseqModel):
             self.apply(init_bert_params)
 
     @classmethod
-    def build_model(cls, cfg: LRAConfig | Namespace, task: FairseqTask) -> "LRAModel":
+    def build_model(cls, cfg: SharedConfig | Namespace, task: FairseqTask) -> "LRAModel":
         """Build the model for a task of this package.
 
         Raises:
@@ -111,7 +120,7 @@ class LRAModel(BaseFairseqModel):
         """
         if isinstance(cfg, Namespace):
             # from a caller of fairseq's API that has flags and no configuration
-            cfg = LRAConfig.from_namespace(cfg)
+            cfg = config_class().from_namespace(cfg)
         dictionary = task.source_dictionary
         given = "image" if dictionary is None else "text"
         if cfg.input_type != given:
@@ -119,11 +128,18 @@ class LRAModel(BaseFairseqModel):
                 f"--input-type is {cfg.input_type}, but the task's input is {given}: is the "
                 "architecture one for this data set?"
             )
-        normalises = cfg.layer_type in ("mega", "flash")
-        if normalises and dictionary is not None and cfg.norm_type in BATCH_NORMS:
+        norms = {item.name for item in dataclasses.fields(family(cfg.layer_type).options)}
+        chooses_norm = "norm_type" in norms
+        if chooses_norm and dictionary is not None and cfg.norm_type in BATCH_NORMS:
             raise UserError(
                 f"--norm-type {cfg.norm_type} would take padding into its statistics: for text "
                 "choose layernorm, scalenorm or rmsnorm"
+            )
+        if useless := flags_without_effect(cfg):
+            attention = attention_of(cfg)
+            logger.info(
+                f"without effect on {cfg.layer_type} with "
+                f"{attention.name if attention else 'no'} attention: {', '.join(useless)}"
             )
         return cls(cfg, dictionary, documents=task.documents)
 
@@ -209,14 +225,36 @@ def _differences(loaded: dict[str, Tensor], own: dict[str, Tensor]) -> list[str]
     ]
 
 
-def vector_dim(cfg: LRAConfig) -> int:
-    """Return the channels of one encoded document."""
-    return 2 * cfg.encoder_ffn_embed_dim if cfg.layer_type == "lstm" else cfg.encoder_embed_dim
-
-
 def _xavier_linear(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
     layer = nn.Linear(inputs, outputs, bias=bias)
     nn.init.xavier_uniform_(layer.weight)
     if bias:
         nn.init.zeros_(layer.bias)
     return layer
+
+
+def _register_architectures(member: Family) -> None:
+    for name in member.architectures:
+        register_model_architecture("lra", name)(functools.partial(_set_defaults, name))
+    _renew_flags(member.name)
+
+
+def _set_defaults(arch: str, args: Namespace | DictConfig) -> None:
+    given = vars(args) if isinstance(args, Namespace) else args
+    for key, value in architecture_values(arch, given).items():
+        setattr(args, key, value)
+    take_back_tpu(args)
+
+
+def _renew_flags(name: str) -> None:
+    """Tell fairseq of the flags of what was registered since."""
+    LRAModel.__dataclass = MODEL_DATACLASS_REGISTRY["lra"] = config_class()
+    node = config_class()()
+    node._name = "lra"
+    ConfigStore.instance().store(name="lra", group="model", node=node, provider="fairseq")
+
+
+for _member in FAMILY_REGISTRY.values():
+    _register_architectures(_member)
+families.after_registration.append(_register_architectures)
+attention_functions.after_registration.append(_renew_flags)

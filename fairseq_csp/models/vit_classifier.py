@@ -9,7 +9,7 @@ from fairseq.models import BaseFairseqModel, register_model, register_model_arch
 from fairseq.tasks import FairseqTask
 from omegaconf import DictConfig
 
-from fairseq_csp.models.architectures import take_back_tpu
+from fairseq_csp.models.tpu import take_back_tpu
 from fairseq_csp.models.vit import ARCHITECTURES, POOLINGS, ViTConfig, ViTModel, _flag
 from fairseq_csp.ops.csp import ORDERS, SHIFTS
 

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from fairseq_csp.modules.attention import AttentionOptions, attention_class
+from fairseq_csp.modules.attention import QueryKeyAttention, ValueAttention
+from fairseq_csp.modules.lengths import SequenceLengths
 from fairseq_csp.modules.relative_bias import build_relative_bias
-from fairseq_csp.modules.rows import Rows
 
 
 class GatedAttention(nn.Module):
@@ -17,8 +17,7 @@ class GatedAttention(nn.Module):
     constructor with ``self.rel_pos_bias = self.build_bias(...)``.
 
     Args:
-        attention: name of the attention function.
-        options: what it is built with.
+        attention: what mixes the positions.
         z_dim: query and key channels Z.
 
     Attributes:
@@ -28,29 +27,29 @@ class GatedAttention(nn.Module):
     # the projection in which z's rows stand between others
     joint_projection = ""
 
-    def __init__(self, attention: str, options: AttentionOptions, z_dim: int) -> None:
+    def __init__(self, attention: ValueAttention | QueryKeyAttention, z_dim: int) -> None:
         super().__init__()
-        attention_type = attention_class(attention)
         self.z_dim = z_dim
-        self.query_dim = z_dim if attention_type.uses_queries else 0
+        self.query_dim = z_dim if attention.uses_queries else 0
         if self.query_dim:
             self.gamma = nn.Parameter(torch.randn(2, z_dim) * 0.02)
             self.beta = nn.Parameter(torch.zeros(2, z_dim))
-        self.attention = attention_type(options)
+        self.attention = attention
 
     def build_bias(self, name: str, positions: int) -> nn.Module | None:
-        """Build the bias of up to ``positions`` positions; None without queries."""
-        return build_relative_bias(name, positions, self.z_dim) if self.query_dim else None
+        """Build the bias of up to ``positions`` positions; None where it is not used."""
+        uses_bias = self.attention.uses_bias
+        return build_relative_bias(name, positions, self.z_dim) if uses_bias else None
 
-    def attend(self, values: Tensor, shared: Tensor, rows: Rows) -> Tensor:
+    def attend(self, values: Tensor, shared: Tensor, lengths: SequenceLengths) -> Tensor:
         """Mix values (batch, channels, positions) by z (batch, query_dim, positions)."""
         if not self.query_dim:
-            return self.attention(values, rows)
+            return self.attention(values, lengths)
         queries, keys = (
             torch.addcmul(beta[:, None], shared, gamma[:, None])
             for gamma, beta in zip(self.gamma, self.beta, strict=True)
         )
-        return self.attention(values, rows, queries, keys, self.rel_pos_bias)
+        return self.attention(values, lengths, queries, keys, self.rel_pos_bias)
 
     def rows_before_queries(self) -> int:
         """Return how many rows of the joint projection come before those of z."""
@@ -66,17 +65,18 @@ class GatedAttention(nn.Module):
         Returns:
             How many numbers were dropped.
         """
-        if self.query_dim:
-            return 0
-        dead = [prefix + name for name in ("gamma", "beta")]
-        dead += [name for name in state_dict if name.startswith(prefix + "rel_pos_bias.")]
+        dead = [prefix + name for name in ("gamma", "beta")] if not self.query_dim else []
+        if not self.attention.uses_bias:
+            dead += [name for name in state_dict if name.startswith(prefix + "rel_pos_bias.")]
         dropped = sum(state_dict.pop(name).numel() for name in dead if name in state_dict)
+        if self.query_dim:
+            return dropped
         first = self.rows_before_queries()
-        rows = self.get_submodule(self.joint_projection).out_features
+        own = self.get_submodule(self.joint_projection).out_features
         for kind in ("weight", "bias"):
             name = f"{prefix}{self.joint_projection}.{kind}"
             full = state_dict.get(name)
-            if full is not None and full.size(0) == rows + self.z_dim:
+            if full is not None and full.size(0) == own + self.z_dim:
                 state_dict[name] = torch.cat([full[:first], full[first + self.z_dim :]])
                 dropped += full.numel() - state_dict[name].numel()
         return dropped

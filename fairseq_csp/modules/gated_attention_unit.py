@@ -3,11 +3,11 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fairseq_csp.modules.attention import AttentionOptions
+from fairseq_csp.modules.attention import QueryKeyAttention, ValueAttention
 from fairseq_csp.modules.gated_attention import GatedAttention
+from fairseq_csp.modules.lengths import SequenceLengths
 from fairseq_csp.modules.norms import build_norm
 from fairseq_csp.modules.pointwise import linear, linear_split, normal_linear
-from fairseq_csp.modules.rows import Rows
 from fairseq_csp.ops.dropout import dropout
 
 
@@ -18,8 +18,7 @@ class GatedAttentionUnit(GatedAttention):
         dim: model channels D.
         hidden_dim: gate and value channels H.
         z_dim: query and key channels Z.
-        attention: name of the attention function.
-        options: what the attention function is built with.
+        attention: what mixes the positions.
         hidden_dropout: probability of dropping a mixed value.
         relative_bias: ``simple`` or ``rotary``.
         max_positions: most positions of a row.
@@ -33,23 +32,22 @@ class GatedAttentionUnit(GatedAttention):
         hidden_dim: int,
         z_dim: int,
         *,
-        attention: str,
-        options: AttentionOptions,
+        attention: ValueAttention | QueryKeyAttention,
         hidden_dropout: float,
         relative_bias: str,
         max_positions: int,
     ) -> None:
-        super().__init__(attention, options, z_dim)
+        super().__init__(attention, z_dim)
         self.sizes = (hidden_dim, hidden_dim, self.query_dim)
         self.hidden_dropout = hidden_dropout
         self.proj = normal_linear(dim, sum(self.sizes))
         self.out_proj = normal_linear(hidden_dim, dim)
         self.rel_pos_bias = self.build_bias(relative_bias, max_positions)
 
-    def forward(self, x: Tensor, rows: Rows) -> Tensor:
+    def forward(self, x: Tensor, lengths: SequenceLengths) -> Tensor:
         """Map (batch, D, positions) to the same shape."""
         gate, values, shared = map(F.silu, linear_split(self.proj, x, self.sizes))
-        mixed = dropout(self.attend(values, shared, rows), self.hidden_dropout, self.training)
+        mixed = dropout(self.attend(values, shared, lengths), self.hidden_dropout, self.training)
         return linear(self.out_proj, gate * mixed)
 
     def rows_before_queries(self) -> int:
@@ -66,9 +64,9 @@ class FlashEncoderLayer(nn.Module):
         self.pre_norm = flash_norm(norm_type, dim)
         self.dropout = dropout
 
-    def forward(self, x: Tensor, rows: Rows) -> Tensor:
+    def forward(self, x: Tensor, lengths: SequenceLengths) -> Tensor:
         """Map (batch, D, positions) to the same shape."""
-        return x + dropout(self.gau(self.pre_norm(x), rows), self.dropout, self.training)
+        return x + dropout(self.gau(self.pre_norm(x), lengths), self.dropout, self.training)
 
 
 def flash_norm(name: str, dim: int) -> nn.Module:

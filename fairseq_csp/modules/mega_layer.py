@@ -4,8 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from fairseq_csp.errors import UserError
-from fairseq_csp.modules.attention import AttentionOptions
+from fairseq_csp.modules.attention import QueryKeyAttention, ValueAttention
 from fairseq_csp.modules.gated_attention import GatedAttention
+from fairseq_csp.modules.lengths import SequenceLengths
 from fairseq_csp.modules.moving_average import MovingAverage
 from fairseq_csp.modules.norms import SequenceNorm
 from fairseq_csp.modules.pointwise import (
@@ -17,7 +18,6 @@ from fairseq_csp.modules.pointwise import (
     normal_linear,
     silu_linear,
 )
-from fairseq_csp.modules.rows import Rows
 
 
 class GatedMovingAverage(GatedAttention):
@@ -28,8 +28,7 @@ class GatedMovingAverage(GatedAttention):
         hidden_dim: value channels H.
         z_dim: query and key channels Z.
         components: components N of the moving average.
-        attention: name of the attention function.
-        options: what the attention function is built with.
+        attention: what mixes the positions.
         activation_fn: name of the activation.
         norm_type: name of the normalisation.
         prenorm: whether it comes first rather than last.
@@ -51,8 +50,7 @@ class GatedMovingAverage(GatedAttention):
         z_dim: int,
         components: int,
         *,
-        attention: str,
-        options: AttentionOptions,
+        attention: ValueAttention | QueryKeyAttention,
         activation_fn: str,
         norm_type: str,
         prenorm: bool,
@@ -64,7 +62,7 @@ class GatedMovingAverage(GatedAttention):
         chunk_size: int = -1,
         truncation: int | None = None,
     ) -> None:
-        super().__init__(attention, options, z_dim)
+        super().__init__(attention, z_dim)
         self.sizes = (dim, self.query_dim, hidden_dim, dim)
         self.prenorm = prenorm
         self.dropout = dropout
@@ -80,34 +78,34 @@ class GatedMovingAverage(GatedAttention):
         reach = chunk_size if chunk_size > 0 else max_positions
         self.rel_pos_bias = self.build_bias(relative_bias, reach)
 
-    def forward(self, x: Tensor, rows: Rows) -> Tensor:
+    def forward(self, x: Tensor, lengths: SequenceLengths) -> Tensor:
         """Map (batch, D, positions) to the same shape."""
         residual = x
         if self.prenorm:
             x = self.norm(x)
         values = self.activation(linear(self.v_proj, x))
-        average = self._drop(self.move(x, rows), self.dropout)
+        average = self._drop(self.move(x, lengths), self.dropout)
         update, queries, reset, direct = linear_split(self.mx_proj, average, self.sizes)
         update = torch.sigmoid(update)
         values = self._drop(values, self.hidden_dropout)
-        mixed = self._attend(values, nn.functional.silu(queries), rows)
+        mixed = self._attend(values, nn.functional.silu(queries), lengths)
         out = self.activation(direct + silu_linear(self.h_proj, reset, mixed))
         out = self._drop(out, self.dropout)
         # under autocast the residual stream is wider than what is added to it
         out = torch.lerp(residual, out.to(residual.dtype), update.to(residual.dtype))
         return out if self.prenorm else self.norm(out)
 
-    def _attend(self, values: Tensor, shared: Tensor, rows: Rows) -> Tensor:
+    def _attend(self, values: Tensor, shared: Tensor, lengths: SequenceLengths) -> Tensor:
         positions = values.size(2)
         if not 0 < self.chunk_size < positions:
-            return self.attend(values, shared, rows)
+            return self.attend(values, shared, lengths)
         if positions % self.chunk_size:
             raise UserError(
                 f"--chunk-size {self.chunk_size} does not divide the {positions} positions"
             )
         chunks = positions // self.chunk_size
-        rows = rows.chunks(self.chunk_size)
-        return _join(self.attend(_cut(values, chunks), _cut(shared, chunks), rows), chunks)
+        lengths = lengths.chunks(self.chunk_size)
+        return _join(self.attend(_cut(values, chunks), _cut(shared, chunks), lengths), chunks)
 
     def _drop(self, x: Tensor, p: float) -> Tensor:
         return dropout(x, p, self.training, self.feature_dropout)
@@ -135,7 +133,7 @@ class MegaEncoderLayer(nn.Module):
         self.mega_layer = mega_layer
         self.nffn = nffn
 
-    def forward(self, x: Tensor, rows: Rows) -> Tensor:
+    def forward(self, x: Tensor, lengths: SequenceLengths) -> Tensor:
         """Map (batch, D, positions) to the same shape."""
-        x = self.mega_layer(x, rows)
+        x = self.mega_layer(x, lengths)
         return x if self.nffn is None else self.nffn(x)

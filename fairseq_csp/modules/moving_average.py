@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fairseq_csp.modules.rows import Rows
+from fairseq_csp.modules.lengths import SequenceLengths
 from fairseq_csp.ops.ema import circular_kernel, convolve, ema_kernel
 
 
@@ -33,9 +33,9 @@ class MovingAverage(nn.Module):
         self._kept: Tensor | None = None
         self.register_load_state_dict_pre_hook(lambda module, *_: module._forget())
 
-    def forward(self, x: Tensor, rows: Rows) -> Tensor:
+    def forward(self, x: Tensor, lengths: SequenceLengths) -> Tensor:
         """Average (batch, D, positions) over the positions; padding counts as 0."""
-        x = rows.zero_padding(x)
+        x = lengths.zero_padding(x)
         circle = circular_kernel(self._kernel(x.size(2)), self.omega, x.size(2))
         return F.silu(convolve(x, circle))
 

@@ -3,18 +3,18 @@
 import torch
 from torch import Tensor
 
-from fairseq_csp.modules.rows import Rows
+from fairseq_csp.modules.lengths import SequenceLengths
 
 
-def pool(x: Tensor, rows: Rows, how: str) -> Tensor:
+def pool(x: Tensor, lengths: SequenceLengths, how: str) -> Tensor:
     """Pool (batch, channels, positions) to (batch, channels), float32 or wider.
 
     Args:
         x: what to pool; padded positions may hold anything.
-        rows: valid positions of each row.
+        lengths: valid positions of each row.
         how: ``mp``, the mean of the valid positions, or ``cls``, the first position.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
     if how == "cls":
         return x[:, :, 0].to(wide)
-    return rows.zero_padding(x).sum(2, dtype=wide) / rows.lengths[:, None]
+    return lengths.zero_padding(x).sum(2, dtype=wide) / lengths.tensor[:, None]

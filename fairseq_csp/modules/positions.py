@@ -4,6 +4,7 @@ from fairseq.modules import SinusoidalPositionalEmbedding
 from torch import Tensor, nn
 
 from fairseq_csp.errors import UserError
+from fairseq_csp.modules.relative_bias import drop_published_marker
 
 
 class SinusoidalPositions(nn.Module):
@@ -62,10 +63,3 @@ def _first(table: Tensor, positions: int) -> Tensor:
             f"a row has {positions} positions, but --max-positions is {len(table)}: raise it"
         )
     return table[:positions]
-
-
-def drop_published_marker(
-    module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *args: object
-) -> None:
-    """Drop, before loading, a buffer that published modules have only to know their device."""
-    state_dict.pop(prefix + "_float_tensor", None)

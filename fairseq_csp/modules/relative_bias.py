@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from fairseq_csp.errors import UserError
-from fairseq_csp.modules.positions import drop_published_marker
 
 
 class SimpleRelativeBias(nn.Module):
@@ -87,3 +86,10 @@ def build_relative_bias(name: str, max_positions: int, dim: int) -> nn.Module:
     if name == "rotary":
         return RotaryRelativeBias(dim)
     raise UserError(f"--rel-pos-bias is {name!r}; it must be simple or rotary")
+
+
+def drop_published_marker(
+    module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *args: object
+) -> None:
+    """Drop, before loading, a buffer that published modules have only to know their device."""
+    state_dict.pop(prefix + "_float_tensor", None)

@@ -1,4 +1,4 @@
-"""The Transformer's encoder layer (arXiv 1706.03762), with any attention function on values.
+"""The Transformer's encoder layer (arXiv 1706.03762), with any attention function.
 
 The layout is that of fairseq's multi-head attention: (positions, batch, channels).
 """
@@ -9,63 +9,40 @@ from collections.abc import Sequence
 from fairseq.modules import LayerNorm
 from torch import Tensor, nn
 
-from fairseq_csp.modules.attention import AttentionFunction, AttentionOptions
-from fairseq_csp.modules.attention.scores import SoftmaxAttention
+from fairseq_csp.modules.attention import HeadAttention, QueryKeyAttention, ValueAttention
+from fairseq_csp.modules.lengths import SequenceLengths
 from fairseq_csp.modules.pointwise import activation
-from fairseq_csp.modules.rows import Rows
 from fairseq_csp.ops.dropout import dropout
 
 
-class SelfAttention(nn.Module):
-    """Multi-head attention of rows to themselves.
+class MultiHeadAttention(nn.Module):
+    """``W_o attention(W_v x)``, with ``W_q x`` and ``W_k x`` where the function has queries.
 
     Args:
         dim: model channels.
-        heads: attention heads; they divide ``dim``.
-        dropout: probability of dropping an attention weight.
+        attention: what mixes the positions.
     """
 
-    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+    def __init__(self, dim: int, attention: ValueAttention | QueryKeyAttention) -> None:
         super().__init__()
-        self.heads = heads
-        self.k_proj, self.v_proj, self.q_proj, self.out_proj = (
-            nn.Linear(dim, dim) for _ in range(4)
-        )
-        _initialise([self.k_proj, self.v_proj, self.q_proj], self.out_proj)
-        self.softmax = SoftmaxAttention(AttentionOptions(dropout=dropout))
+        inputs = ["v_proj"]
+        if attention.uses_queries:
+            # the published order
+            inputs = ["k_proj", "v_proj", "q_proj"]
+        for name in (*inputs, "out_proj"):
+            setattr(self, name, nn.Linear(dim, dim))
+        _initialise([getattr(self, name) for name in inputs], self.out_proj)
+        self.attention = attention
 
-    def forward(self, x: Tensor, rows: Rows, turn: int) -> Tensor:
-        """Map (positions, batch, dim) to the same shape; padded keys take no part."""
-        values, queries, keys = (
-            project(x).unflatten(2, (self.heads, -1)).flatten(1, 2).permute(1, 2, 0)
-            for project in (self.v_proj, self.q_proj, self.k_proj)
-        )
-        mixed = self.softmax(values, rows.repeat(self.heads), queries, keys, None)
-        return self.out_proj(mixed.permute(2, 0, 1).unflatten(1, (-1, self.heads)).flatten(2))
-
-
-class ValueAttention(nn.Module):
-    """``W_o attention(W_v x)``: an attention function that needs neither queries nor keys.
-
-    Args:
-        dim: channels.
-        functions: the attention function for each turn of a layer that is applied repeatedly.
-    """
-
-    def __init__(self, dim: int, functions: Sequence[AttentionFunction]) -> None:
-        super().__init__()
-        self.v_proj = nn.Linear(dim, dim)
-        self.out_proj = nn.Linear(dim, dim)
-        _initialise([self.v_proj], self.out_proj)
-        self.functions = nn.ModuleList(functions)
-
-    def forward(self, x: Tensor, rows: Rows, turn: int) -> Tensor:
+    def forward(self, x: Tensor, lengths: SequenceLengths) -> Tensor:
         """Map (positions, batch, dim) to the same shape."""
-        mixed = self.functions[turn](self.v_proj(x).permute(1, 2, 0), rows)
+        names = ["v_proj", *(["q_proj", "k_proj"] if self.attention.uses_queries else [])]
+        values, *others = (getattr(self, name)(x).permute(1, 2, 0) for name in names)
+        mixed = self.attention(values, lengths, *others)
         return self.out_proj(mixed.permute(2, 0, 1))
 
     def drop_dead_weights(self, state_dict: dict[str, Tensor], prefix: str) -> int:
-        """Remove the queries' and keys' projections from published attention weights.
+        """Remove the queries' and keys' projections where the function has neither.
 
         Args:
             state_dict: a state dict in which this module's names start with ``prefix``; changed.
@@ -74,6 +51,8 @@ class ValueAttention(nn.Module):
         Returns:
             How many numbers were dropped.
         """
+        if self.attention.uses_queries:
+            return 0
         dead = [name for name in state_dict if name.startswith((f"{prefix}q_", f"{prefix}k_"))]
         return sum(state_dict.pop(name).numel() for name in dead)
 
@@ -100,7 +79,7 @@ class TransformerEncoderLayer(nn.Module):
 
     def __init__(
         self,
-        self_attn: SelfAttention | ValueAttention,
+        self_attn: MultiHeadAttention | HeadAttention,
         dim: int,
         ffn_dim: int,
         *,
@@ -118,15 +97,21 @@ class TransformerEncoderLayer(nn.Module):
         self.dropout = dropout
         self.hidden_dropout = hidden_dropout
 
-    def forward(self, x: Tensor, rows: Rows, turn: int = 0) -> Tensor:
+    def forward(self, x: Tensor, lengths: SequenceLengths, repeat: int = 0) -> Tensor:
         """Map (positions, batch, dim) to the same shape.
 
         Args:
             x: what to map.
-            rows: valid positions of each row.
-            turn: how many times this layer was applied before, where layers share their weights.
+            lengths: valid positions of each row.
+            repeat: how many times this layer was applied before, where layers share their weights.
         """
-        mixed = self.self_attn(x, rows, turn)
+        whole = isinstance(self.self_attn, HeadAttention)
+        attention = self.self_attn if whole else self.self_attn.attention
+        attention.layer = attention.context.layer + repeat
+        if whole:
+            mixed = self.self_attn(x.permute(1, 2, 0), lengths).permute(2, 0, 1)
+        else:
+            mixed = self.self_attn(x, lengths)
         x = self.self_attn_layer_norm(x + dropout(mixed, self.dropout, self.training))
         hidden = self.activation(self.fc1(x))
         hidden = self.fc2(dropout(hidden, self.hidden_dropout, self.training))

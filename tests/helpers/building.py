@@ -7,7 +7,7 @@ from fairseq.data import Dictionary
 from fairseq.models import ARCH_CONFIG_REGISTRY
 
 import fairseq_csp.plugin  # noqa: F401 (registers the architectures)
-from fairseq_csp.models.config import LRAConfig
+from fairseq_csp.models.config import config_class
 from fairseq_csp.models.lra import LRAModel
 
 # the models here are too small for more, and tests run beside one another
@@ -35,7 +35,7 @@ def config(arch, **options):
     """The configuration that fairseq makes of these flags."""
     args = argparse.Namespace(arch=arch, **options)
     ARCH_CONFIG_REGISTRY[arch](args)
-    return LRAConfig.from_namespace(args)
+    return config_class().from_namespace(args)
 
 
 def dictionary(symbols):

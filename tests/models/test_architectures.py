@@ -8,8 +8,9 @@ from fairseq import options
 from fairseq.models import ARCH_CONFIG_REGISTRY
 
 from fairseq_csp.errors import UserError
-from fairseq_csp.models.architectures import ARCHITECTURES
-from fairseq_csp.models.lra import LRAModel, vector_dim
+from fairseq_csp.models.config import flags_without_effect
+from fairseq_csp.models.family import FAMILY_REGISTRY, family
+from fairseq_csp.models.lra import LRAModel
 from fairseq_csp.parameters import count_parameters, table
 from tests.helpers.building import FAMILIES, TASKS, build, config, dictionary, small
 
@@ -43,7 +44,8 @@ OURS += [("lstm", task) for task in TASKS]
 
 def test_all_names():
     names = {f"{family}_lra_{task}" for family in FAMILIES for task in TASKS}
-    assert set(ARCHITECTURES) == names
+    registered = [arch for member in FAMILY_REGISTRY.values() for arch in member.architectures]
+    assert set(registered) == names
     assert names <= set(ARCH_CONFIG_REGISTRY)
 
 
@@ -153,8 +155,8 @@ def test_published_commands_parse(task, words):
         --classifier-out-dim 12 --classifier-activation-fn relu --sentence-class-num 7
     """
     kind = "image" if task == "pf128" else "text"
-    for family in FAMILIES:
-        argv = ["data", "-a", f"{family}_lra_{task}", "--task", f"lra-{kind}", "--input-type", kind]
+    for name in FAMILIES:
+        argv = ["data", "-a", f"{name}_lra_{task}", "--task", f"lra-{kind}", "--input-type", kind]
         args = options.parse_args_and_arch(
             options.get_training_parser(), [*argv, *common.split(), *words.split()]
         )
@@ -186,8 +188,39 @@ def test_bert_initialisation():
 
 
 def test_width_of_a_vector():
-    assert vector_dim(config("lstm_lra_aan")) == 2 * config("lstm_lra_aan").encoder_ffn_embed_dim
-    assert vector_dim(config("mega_lra_aan")) == 128
+    lstm, mega = config("lstm_lra_aan"), config("mega_lra_aan")
+    assert family("lstm").encoder.vector_dim(lstm) == 2 * lstm.encoder_ffn_embed_dim
+    assert family("mega").encoder.vector_dim(mega) == 128
+
+
+@pytest.mark.parametrize(
+    ("arch", "options", "useless"),
+    [
+        ("mega_lra_imdb", {}, []),
+        ("mega_lra_imdb", {"z_dim": 32, "rel_pos_bias": "rotary"}, []),
+        ("mega_lra_imdb", {"encoder_attention_heads": 2}, ["--encoder-attention-heads"]),
+        (
+            "mega_lra_imdb",
+            {"attention": "csp", "z_dim": 32, "rel_pos_bias": "rotary", "attention_dropout": 0.0},
+            ["--z-dim", "--rel-pos-bias", "--attention-dropout"],
+        ),
+        (
+            "mega_lra_imdb",
+            {"attention": "csp", "attention_activation_fn": "softmax"},
+            ["--attention-activation-fn"],
+        ),
+        ("mega_lra_imdb", {"attention": "csp", "csp_shift": "linear"}, []),
+        ("mega_lra_imdb", {"csp_shift": "linear"}, ["--csp-shift"]),
+        ("transformer_lra_imdb", {"n_dim": 4, "encoder_attention_heads": 2}, ["--n-dim"]),
+        ("transformer_lra_imdb", {"attention": "csp", "dropout": 0.2}, []),
+        ("flash_lra_imdb", {"chunk_size": 8}, ["--chunk-size"]),
+        ("lstm_lra_imdb", {"norm_type": "rmsnorm", "z_dim": 3}, ["--norm-type", "--z-dim"]),
+    ],
+)
+def test_flags_without_effect(arch, options, useless):
+    cfg = config(arch, **options)
+    cfg._name = arch
+    assert set(flags_without_effect(cfg)) == set(useless)
 
 
 def test_classifier_of_two_documents():
@@ -202,17 +235,11 @@ def test_classifier_of_two_documents():
 @pytest.mark.parametrize(
     ("arch", "options", "message"),
     [
-        ("lstm_lra_imdb", {"attention": "csp"}, "the LSTM has no attention"),
-        ("lstm_lra_imdb", {"attention": "softmax"}, "the LSTM has no attention"),
-        (
-            "transformer_lra_imdb",
-            {"attention": "laplace"},
-            "--attention laplace is for MEGA and FLASH",
-        ),
-        ("transformer_lra_imdb", {"attention": "relu2"}, "--attention relu2 is for MEGA and FLASH"),
-        ("transformer_lra_imdb", {"attention": "nonsense"}, "must be one of csp, laplace"),
+        ("lstm_lra_imdb", {"attention": "csp"}, "csp cannot be used in lstm; it has no attention"),
+        ("lstm_lra_imdb", {"attention": "softmax"}, "it has no attention: leave the flag out"),
+        ("transformer_lra_imdb", {"attention": "nonsense"}, "must be one of .*csp.*laplace"),
         ("transformer_lra_imdb", {"encoder_attention_heads": 3}, "--encoder-attention-heads 3"),
-        ("mega_lra_imdb", {"attention": "nonsense"}, "must be one of csp, laplace"),
+        ("mega_lra_imdb", {"attention": "nonsense"}, "must be one of .*csp.*laplace"),
         ("mega_lra_imdb", {"attention": "csp", "csp_group_size": "0"}, "--csp-group-size is '0'"),
         ("flash_lra_imdb", {"attention": "csp", "csp_group_size": "two"}, "--csp-group-size"),
         ("mega_lra_imdb", {"norm_type": "nonsense"}, "--norm-type is 'nonsense'"),

@@ -6,7 +6,7 @@ import torch
 from fairseq_csp.analysis.maps import attention_maps, chosen
 from fairseq_csp.errors import UserError
 from fairseq_csp.modules.attention import AttentionFunction
-from fairseq_csp.modules.transformer_layer import SelfAttention
+from fairseq_csp.modules.transformer_layer import MultiHeadAttention
 from tests.helpers.building import small, tokens
 
 SAMPLE = {"net_input": dict(zip(("src_tokens", "src_lengths"), tokens([11]), strict=True))}
@@ -45,7 +45,7 @@ def test_heads_of_the_transformer_turn_values_into_what_came_out():
     model = small("transformer_lra_listop").eval()
     seen = []
     for module in model.modules():
-        if isinstance(module, SelfAttention):
+        if isinstance(module, MultiHeadAttention):
             module.register_forward_hook(
                 lambda module, x, output: seen.append((module, x[0], output))
             )

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from fairseq_csp.models import trimming
+from fairseq_csp.models import length_buckets
 from tests.helpers.building import TEXT_TASKS, small, tokens
 
 OWN = ("softmax", "relu2", "laplace")
@@ -43,7 +43,7 @@ MODELS = [
 LENGTHS = [7, 1, 24, 13, 12, 2]
 
 
-@pytest.mark.parametrize("keep_padding", [False, True], ids=["trimmed", "padded"])
+@pytest.mark.parametrize("keep_padding", [False, True], ids=["buckets", "padded"])
 @pytest.mark.parametrize(
     ("family", "options"),
     [
@@ -52,7 +52,7 @@ LENGTHS = [7, 1, 24, 13, 12, 2]
     ],
 )
 def test_alone_and_in_a_batch(family, options, keep_padding, monkeypatch):
-    monkeypatch.setattr(trimming, "PASS_COST", 5)
+    monkeypatch.setattr(length_buckets, "PASS_COST", 5)
     model = small(f"{family}_lra_imdb", keep_padding=keep_padding, **options).eval()
     batch, lengths = tokens(LENGTHS)
     # more padding than the longest row needs
@@ -67,7 +67,7 @@ def test_alone_and_in_a_batch(family, options, keep_padding, monkeypatch):
     assert torch.cdist(alone, alone).add(torch.eye(len(alone)) * 9).min() > 1e-4
 
 
-@pytest.mark.parametrize("keep_padding", [False, True], ids=["trimmed", "padded"])
+@pytest.mark.parametrize("keep_padding", [False, True], ids=["buckets", "padded"])
 @pytest.mark.parametrize("family", ["mega", "flash", "transformer", "lstm"])
 def test_two_documents(family, keep_padding):
     model = small(f"{family}_lra_aan", documents=2, keep_padding=keep_padding).eval()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.naive import NaiveModel
-from fairseq_csp.models import trimming
+from fairseq_csp.models import length_buckets
 from tests.helpers.building import pixels, small, tokens
 
 SCORES = ("softmax", "relu2", "laplace")
@@ -150,8 +150,8 @@ def test_text(arch, options, monkeypatch):
     batch, lengths = tokens([5, 9, 1, 4])
     rows = [NaiveModel(model)(row[None, :n]) for row, n in zip(batch, lengths, strict=True)]
     # the last two are encoded together, the others alone
-    monkeypatch.setattr(trimming, "PASS_COST", 3)
-    assert trimming.trimmed_parts(lengths.tolist()) == [[1], [0, 3], [2]]
+    monkeypatch.setattr(length_buckets, "PASS_COST", 3)
+    assert length_buckets.length_buckets(lengths.tolist()) == [[1], [0, 3], [2]]
     assert_equal_to_formula(model, model(batch, lengths), torch.cat(rows))
     model.encoder.trim = False
     assert_equal_to_formula(model, model(batch, lengths), torch.cat(rows))

@@ -8,12 +8,12 @@ from fairseq.modules import PositionalEmbedding
 from fairseq_csp.errors import UserError
 from fairseq_csp.modules.embeddings import source_embedding
 from fairseq_csp.modules.gated_attention_unit import flash_norm
+from fairseq_csp.modules.lengths import SequenceLengths
 from fairseq_csp.modules.norms import NORMS, build_norm
 from fairseq_csp.modules.pointwise import dropout, linear
 from fairseq_csp.modules.pooling import pool
 from fairseq_csp.modules.positions import LearnedPositions, SinusoidalPositions
 from fairseq_csp.modules.relative_bias import build_relative_bias
-from fairseq_csp.modules.rows import Rows
 
 CPU = torch.device("cpu")
 
@@ -116,15 +116,15 @@ def test_unknown_bias():
 
 
 def test_rows():
-    rows = Rows.of(torch.tensor([3, 5]), 2, 5, CPU)
-    assert not rows.full
-    assert rows.mask.squeeze(1).sum(1).tolist() == [3, 5]
-    assert Rows.of(None, 2, 5, CPU).full
+    lengths = SequenceLengths.of(torch.tensor([3, 5]), 2, 5, CPU)
+    assert not lengths.full
+    assert lengths.mask.squeeze(1).sum(1).tolist() == [3, 5]
+    assert SequenceLengths.of(None, 2, 5, CPU).full
     x = torch.full((2, 1, 5), torch.nan)
     x[0, :, :3] = 1
     x[1] = 1
-    assert rows.zero_padding(x).sum() == 8
-    chunks = Rows((3, 5, 6), 6, CPU).chunks(2)
+    assert lengths.zero_padding(x).sum() == 8
+    chunks = SequenceLengths((3, 5, 6), 6, CPU).chunks(2)
     assert chunks.host == (2, 1, 0, 2, 2, 1, 2, 2, 2)
     assert chunks.positions == 2
 
@@ -132,25 +132,25 @@ def test_rows():
 @pytest.mark.parametrize("length", [0, 6])
 def test_wrong_lengths(length):
     with pytest.raises(ValueError, match=f"sequence 1 has length {length}"):
-        Rows.of(torch.tensor([3, length]), 2, 5, CPU)
+        SequenceLengths.of(torch.tensor([3, length]), 2, 5, CPU)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_pooling(dtype):
     x = torch.randn(2, 3, 4).to(dtype)
     x[0, :, 2:] = torch.nan
-    rows = Rows((2, 4), 4, CPU)
-    mean = pool(x, rows, "mp")
+    lengths = SequenceLengths((2, 4), 4, CPU)
+    mean = pool(x, lengths, "mp")
     assert mean.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     torch.testing.assert_close(mean[0], x[0, :, :2].to(mean.dtype).mean(1))
     torch.testing.assert_close(mean[1], x[1].to(mean.dtype).mean(1))
-    torch.testing.assert_close(pool(x, rows, "cls"), x[:, :, 0].to(mean.dtype))
+    torch.testing.assert_close(pool(x, lengths, "cls"), x[:, :, 0].to(mean.dtype))
 
 
 def test_long_rows_are_summed_in_float32():
     """In bfloat16 a sum stops growing at 256 ones."""
     x = torch.ones(1, 1, 4000, dtype=torch.bfloat16)
-    assert pool(x, Rows((4000,), 4000, CPU), "mp") == 1
+    assert pool(x, SequenceLengths((4000,), 4000, CPU), "mp") == 1
 
 
 def test_linear_of_channels():

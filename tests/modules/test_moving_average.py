@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from fairseq_csp.modules.lengths import SequenceLengths
 from fairseq_csp.modules.moving_average import MovingAverage, shared_kernels
-from fairseq_csp.modules.rows import Rows
 from fairseq_csp.ops.ema import moving_average_naive
 
 CPU = torch.device("cpu")
@@ -21,38 +21,40 @@ def test_formula(positions, truncation):
     torch.manual_seed(0)
     average = MovingAverage(3, 4, truncation)
     x = torch.randn(2, 3, positions)
-    rows = Rows.of(None, 2, positions, CPU)
-    torch.testing.assert_close(average(x, rows), naive(average, x), rtol=1e-4, atol=1e-5)
+    lengths = SequenceLengths.of(None, 2, positions, CPU)
+    torch.testing.assert_close(average(x, lengths), naive(average, x), rtol=1e-4, atol=1e-5)
 
 
 def test_padding_counts_as_zero():
     average = MovingAverage(3, 4)
     x = torch.randn(2, 3, 7)
     x[0, :, 5:] = torch.nan
-    found = average(x, Rows((5, 7), 7, CPU))
-    torch.testing.assert_close(found[0, :, :5], average(x[:1, :, :5], Rows((5,), 5, CPU))[0])
+    found = average(x, SequenceLengths((5, 7), 7, CPU))
+    torch.testing.assert_close(
+        found[0, :, :5], average(x[:1, :, :5], SequenceLengths((5,), 5, CPU))[0]
+    )
     assert found.isfinite().all()
 
 
 def test_kept_kernel_is_that_of_the_weights():
     torch.manual_seed(0)
     average = MovingAverage(3, 4).eval()
-    x, rows = torch.randn(2, 3, 7), Rows.of(None, 2, 7, CPU)
-    short, few = x[:, :, :4], Rows.of(None, 2, 4, CPU)
+    x, lengths = torch.randn(2, 3, 7), SequenceLengths.of(None, 2, 7, CPU)
+    short, few = x[:, :, :4], SequenceLengths.of(None, 2, 4, CPU)
     with torch.no_grad():
         # shorter, longer and shorter again, all from what was kept
-        for y, some in ((short, few), (x, rows), (short, few)):
+        for y, some in ((short, few), (x, lengths), (short, few)):
             torch.testing.assert_close(average(y, some), naive(average, y), rtol=1e-4, atol=1e-5)
         # a step of training, new weights, another dtype: each forgets it
         average.train()
         average.alpha += 1
         average.eval()
-        torch.testing.assert_close(average(x, rows), naive(average, x), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(average(x, lengths), naive(average, x), rtol=1e-4, atol=1e-5)
         other = MovingAverage(3, 4)
         average.load_state_dict(other.state_dict())
-        torch.testing.assert_close(average(x, rows), naive(other, x), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(average(x, lengths), naive(other, x), rtol=1e-4, atol=1e-5)
         average.double()
-        torch.testing.assert_close(average(x.double(), rows), naive(average, x.double()))
+        torch.testing.assert_close(average(x.double(), lengths), naive(average, x.double()))
 
 
 def test_shared_kernel_is_computed_once_and_takes_all_gradients(monkeypatch):
@@ -63,7 +65,9 @@ def test_shared_kernel_is_computed_once_and_takes_all_gradients(monkeypatch):
     parts = [torch.randn(2, 3, 7), torch.randn(1, 3, 5)]
 
     def gradients():
-        loss = sum(average(x, Rows.of(None, len(x), x.size(2), CPU)).sum() for x in parts)
+        loss = sum(
+            average(x, SequenceLengths.of(None, len(x), x.size(2), CPU)).sum() for x in parts
+        )
         return torch.autograd.grad(loss, list(average.parameters()))
 
     apart = gradients()
@@ -74,8 +78,8 @@ def test_shared_kernel_is_computed_once_and_takes_all_gradients(monkeypatch):
     # the next step's weights are others
     with torch.no_grad():
         average.alpha += 1
-    x, rows = parts[0], Rows.of(None, 2, 7, CPU)
-    torch.testing.assert_close(average(x, rows), naive(average, x), rtol=1e-4, atol=1e-5)
+    x, lengths = parts[0], SequenceLengths.of(None, 2, 7, CPU)
+    torch.testing.assert_close(average(x, lengths), naive(average, x), rtol=1e-4, atol=1e-5)
 
 
 def test_initialisation():

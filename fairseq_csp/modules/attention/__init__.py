@@ -1,93 +1,81 @@
 """The registry of attention functions: what mixes the positions of a row.
 
-Every file in this folder is imported when the registry is, so that a new attention function is one
-new file here, used by every architecture as ``--attention NAME``::
-
-    @register_attention("mean")
-    class MeanAttention(AttentionFunction):
-        def forward(self, values, rows):
-            total = rows.zero_padding(values).sum(2, keepdim=True)
-            return (total / rows.lengths[:, None, None]).expand_as(values)
+Every file in this folder whose name does not begin with an underscore holds the function of that
+name and is imported with the registry, so that a new function is one new file here (or in a user
+directory of somebody else's), taken by every architecture that can as ``--attention NAME``. Its
+options are the fields of a dataclass beside it and become the flags ``--NAME-OPTION``.
 """
 
 import importlib
 import pkgutil
 from collections.abc import Callable
-from dataclasses import dataclass
-
-from torch import Tensor, nn
+from typing import Any
 
 from fairseq_csp.errors import UserError
-from fairseq_csp.modules.rows import Rows
+from fairseq_csp.modules.attention._base import (
+    AttentionContext,
+    AttentionFunction,
+    AttentionMaps,
+    HeadAttention,
+    NoOptions,
+    QueryKeyAttention,
+    ValueAttention,
+    flag_of,
+    option,
+    read_options,
+)
 
-ATTENTION_REGISTRY: dict[str, type["AttentionFunction"]] = {}
+__all__ = [
+    "ATTENTION_REGISTRY",
+    "AttentionContext",
+    "AttentionFunction",
+    "AttentionMaps",
+    "HeadAttention",
+    "NoOptions",
+    "QueryKeyAttention",
+    "ValueAttention",
+    "attention_class",
+    "flag_of",
+    "make_attention",
+    "option",
+    "read_options",
+    "register_attention",
+]
 
-
-@dataclass(frozen=True)
-class AttentionOptions:
-    """What an attention function may need to know when it is built.
-
-    Attributes:
-        layer: index of its layer, from 0.
-        num_layers: number of layers.
-        dropout: probability of dropping an attention weight.
-        csp_shift: see ``fairseq_csp.ops.csp``, as for the three that follow.
-        csp_group_size: positions in a sorted group, or ``"full"``.
-        csp_order: ``shift_sort`` or ``sort_shift``.
-        csp_descending: sort from the largest to the smallest.
-    """
-
-    layer: int = 0
-    num_layers: int = 1
-    dropout: float = 0.0
-    csp_shift: str = "exponential"
-    csp_group_size: int | str = 2
-    csp_order: str = "shift_sort"
-    csp_descending: bool = False
-
-
-class AttentionFunction(nn.Module):
-    """Base class: takes the values of a batch, returns them mixed over the positions.
-
-    A subclass implements ``forward(values, rows)``, or, with ``uses_queries = True``,
-    ``forward(values, rows, queries, keys, bias)``:
-
-    - values: (batch, channels, positions).
-    - rows: :class:`fairseq_csp.modules.rows.Rows`, which positions of each row are valid. What
-      stands at padded positions of ``values`` is arbitrary and must not reach valid ones.
-    - queries, keys: (batch, width, positions).
-    - bias: a module of ``fairseq_csp.modules.relative_bias`` or None.
-
-    It returns a tensor of the shape of ``values``.
-    """
-
-    uses_queries = False
-
-    def __init__(self, options: AttentionOptions) -> None:
-        super().__init__()
-        self.options = options
-
-    def forward(self, values: Tensor, rows: Rows) -> Tensor:
-        """Mix the positions of (batch, channels, positions)."""
-        raise NotImplementedError
+ATTENTION_REGISTRY: dict[str, type[AttentionFunction]] = {}
+# called with the name after each registration
+after_registration: list[Callable[[str], None]] = []
 
 
-def register_attention(name: str) -> Callable:
-    """Register an :class:`AttentionFunction` under a name for ``--attention``.
+def register_attention(
+    name: str, options: type = NoOptions
+) -> Callable[[type[AttentionFunction]], type[AttentionFunction]]:
+    """Register an attention function under a name for ``--attention``.
 
     Args:
-        name: the name; not taken yet.
+        name: the name; that of the file in which the class stands.
+        options: the dataclass of its options; each field becomes a flag ``--NAME-OPTION``.
 
     Raises:
-        ValueError: the name is taken, or the class is no AttentionFunction.
+        ValueError: the name is taken or is not the file's, or the class is none of the three kinds.
     """
 
     def register(cls: type[AttentionFunction]) -> type[AttentionFunction]:
+        module = cls.__module__.rpartition(".")[2]
         if name in ATTENTION_REGISTRY:
             raise ValueError(f"an attention function named {name!r} is registered already")
-        if not issubclass(cls, AttentionFunction):
-            raise ValueError(f"{cls.__name__} must extend AttentionFunction")
+        if not issubclass(cls, ValueAttention | QueryKeyAttention | HeadAttention):
+            raise ValueError(
+                f"{cls.__name__} must extend ValueAttention, QueryKeyAttention or HeadAttention"
+            )
+        if module not in (name, "__main__"):
+            raise ValueError(
+                f"{cls.__name__} is registered as {name!r} in {module}.py: name the file {name}.py"
+            )
+        cls.name, cls.options_type = name, options
         ATTENTION_REGISTRY[name] = cls
+        for function in after_registration:
+            function(name)
         return cls
 
     return register
@@ -108,5 +96,23 @@ def attention_class(name: str) -> type[AttentionFunction]:
     return ATTENTION_REGISTRY[name]
 
 
+def make_attention(
+    name: str, context: AttentionContext, options: dict[str, Any]
+) -> AttentionFunction:
+    """Build an attention function.
+
+    Args:
+        name: the name it was registered under.
+        context: where it stands in the model.
+        options: its options by name.
+
+    Raises:
+        UserError: there is none of that name, or an option is bad.
+    """
+    cls = attention_class(name)
+    return cls(context, read_options(cls.options_type, name, options))
+
+
 for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
+    if not _module.name.startswith("_"):
+        importlib.import_module(f"{__name__}.{_module.name}")

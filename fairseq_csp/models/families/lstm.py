@@ -1,20 +1,45 @@
 """The bidirectional LSTM encoder."""
 
+from typing import Any
+
 import torch
 from fairseq.data import Dictionary
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from fairseq_csp.errors import UserError
-from fairseq_csp.models.config import LRAConfig
+from fairseq_csp.models.families._shared import AAN, CIFAR10, IMDB, LISTOP, PF32, PF128
+from fairseq_csp.models.family import Encoder, attention_of, register_family
+from fairseq_csp.modules.attention import NoOptions
 from fairseq_csp.modules.embeddings import source_embedding
+from fairseq_csp.modules.lengths import SequenceLengths
 from fairseq_csp.modules.pooling import pool
-from fairseq_csp.modules.rows import Rows
 from fairseq_csp.ops.dropout import dropout
 from fairseq_csp.processor import has_bfloat16
 
 
-class LSTMEncoder(nn.Module):
+def _sizes(dim: int, layers: int) -> dict[str, object]:
+    return {
+        "encoder_embed_dim": dim,
+        "encoder_ffn_embed_dim": dim,
+        "encoder_layers": layers,
+        "classifier_out_dim": dim,
+    }
+
+
+@register_family(
+    "lstm",
+    options=NoOptions,
+    # not published; about as many parameters as the task's MEGA (within 15 %)
+    architectures={
+        "lstm_lra_listop": LISTOP | _sizes(120, 2),
+        "lstm_lra_imdb": IMDB | _sizes(152, 2),
+        "lstm_lra_aan": AAN | _sizes(184, 2),
+        "lstm_lra_cifar10": CIFAR10 | _sizes(256, 2),
+        "lstm_lra_pf32": PF32 | _sizes(184, 2),
+        "lstm_lra_pf128": PF128 | _sizes(96, 2),
+    },
+)
+class LSTMEncoder(Encoder):
     """Embedding, a bidirectional LSTM that never reads padding, and pooling.
 
     Args:
@@ -25,12 +50,9 @@ class LSTMEncoder(nn.Module):
         UserError: an attention function is asked for.
     """
 
-    def __init__(self, cfg: LRAConfig, dictionary: Dictionary | None) -> None:
+    def __init__(self, cfg: Any, dictionary: Dictionary | None) -> None:
         super().__init__()
-        if cfg.attention is not None:
-            raise UserError(
-                f"--attention is {cfg.attention}, but the LSTM has no attention: leave the flag out"
-            )
+        attention_of(cfg)
         self.cfg = cfg
         self.embed_tokens = source_embedding(dictionary, cfg.encoder_embed_dim)
         self.lstm = nn.LSTM(
@@ -47,20 +69,26 @@ class LSTMEncoder(nn.Module):
             else:
                 nn.init.zeros_(parameter)
 
-    def forward(self, source: Tensor, rows: Rows) -> Tensor:
+    @classmethod
+    def vector_dim(cls, cfg: Any) -> int:
+        """Return the channels of an encoded row: those of both directions."""
+        return 2 * cfg.encoder_ffn_embed_dim
+
+    def forward(self, source: Tensor, lengths: SequenceLengths) -> Tensor:
         """Encode rows to one vector each.
 
         Args:
             source: (batch, positions), symbols (int64) or pixels (floating).
-            rows: valid positions of each row.
+            lengths: valid positions of each row.
 
         Returns:
             (batch, 2F), float32 or wider: both directions' last states of the last layer (``cls``)
             or the mean over the positions (``mp``).
         """
         x = dropout(self.embed_tokens(source), self.cfg.dropout, self.training)
-        lengths = torch.tensor(rows.host)
-        packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        packed = pack_padded_sequence(
+            x, torch.tensor(lengths.host), batch_first=True, enforce_sorted=False
+        )
         if _in_float32(x):
             with torch.autocast(x.device.type, enabled=False):
                 out, (last, _) = self.lstm(packed.float())
@@ -70,8 +98,8 @@ class LSTMEncoder(nn.Module):
             return (
                 last[-2:].transpose(0, 1).flatten(1).to(torch.promote_types(x.dtype, torch.float))
             )
-        out, _ = pad_packed_sequence(out, batch_first=True, total_length=rows.positions)
-        return pool(out.transpose(1, 2), rows, "mp")
+        out, _ = pad_packed_sequence(out, batch_first=True, total_length=lengths.positions)
+        return pool(out.transpose(1, 2), lengths, "mp")
 
 
 def _in_float32(x: Tensor) -> bool:

@@ -6,20 +6,21 @@ from collections.abc import Sequence
 PASS_COST = 600
 
 
-def trimmed_parts(lengths: Sequence[int]) -> list[list[int]]:
-    """Split a batch into parts of similar length, each to be trimmed to its longest row.
+def length_buckets(lengths: Sequence[int]) -> list[list[int]]:
+    """Split a batch into buckets of similar lengths, each to be trimmed to its longest row.
 
-    The cost of a part is its rows times its longest row, and ``PASS_COST`` for the pass itself; the
-    sum over the parts is the least there is.
+    The cost of a bucket is its rows times its longest row, and ``PASS_COST`` for the pass itself;
+    the sum over the buckets is the least there is.
 
     Args:
         lengths: valid positions of each row.
 
     Returns:
-        Indices of the rows of each part, by falling length.
+        Indices of the rows of each bucket, by falling length.
     """
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-    # best[k]: least cost of the first k rows by falling length; cut[k]: where its last part begins
+    # best[k]: least cost of the first k rows by falling length; cut[k]: where their last bucket
+    # begins
     best, cut = [0], [0]
     for end in range(1, len(order) + 1):
         cost, begin = min(
@@ -28,9 +29,9 @@ def trimmed_parts(lengths: Sequence[int]) -> list[list[int]]:
         )
         best.append(cost)
         cut.append(begin)
-    parts = []
+    buckets = []
     end = len(order)
     while end > 0:
-        parts.append(order[cut[end] : end])
+        buckets.append(order[cut[end] : end])
         end = cut[end]
-    return parts[::-1]
+    return buckets[::-1]

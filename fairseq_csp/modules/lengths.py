@@ -10,14 +10,14 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from fairseq_csp.ops.csp import sequence_lengths
 
 
-class Rows:
-    """The lengths of a batch's rows, on the device and on the host.
+class SequenceLengths:
+    """The valid positions of each row of a batch, on the device and on the host.
 
     Attributes:
         host: one integer a row.
         positions: positions of every row, padding included.
         full: whether no row holds padding.
-        lengths: (batch,) int64, on the device.
+        tensor: (batch,) int64, on the device.
         mask: (batch, 1, positions) bool, true at valid positions, on the device.
     """
 
@@ -28,7 +28,9 @@ class Rows:
         self.full = all(length == positions for length in self.host)
 
     @classmethod
-    def of(cls, lengths: Tensor | None, batch: int, positions: int, device: torch.device) -> "Rows":
+    def of(
+        cls, lengths: Tensor | None, batch: int, positions: int, device: torch.device
+    ) -> "SequenceLengths":
         """Check the lengths of a batch and bring them to the host, once.
 
         Args:
@@ -43,7 +45,7 @@ class Rows:
         return cls(sequence_lengths(lengths, batch, positions), positions, device)
 
     @cached_property
-    def lengths(self) -> Tensor:
+    def tensor(self) -> Tensor:
         """(batch,) int64, on the device."""
         return torch.tensor(self.host).to(self.device, non_blocking=True)
 
@@ -51,7 +53,7 @@ class Rows:
     def mask(self) -> Tensor:
         """(batch, 1, positions) bool, on the device."""
         positions = torch.arange(self.positions, device=self.device)
-        return positions < self.lengths[:, None, None]
+        return positions < self.tensor[:, None, None]
 
     def zero_padding(self, values: Tensor) -> Tensor:
         """Set the padded positions of ``values`` (batch, channels, positions) to 0."""
@@ -61,15 +63,19 @@ class Rows:
             return values.masked_fill(~self.mask, 0)
         return _ZeroPadding.apply(values, self.host)
 
-    def chunks(self, size: int) -> "Rows":
-        """Return the rows that result when each row is cut into chunks of ``size`` positions."""
+    def chunks(self, size: int) -> "SequenceLengths":
+        """Return the lengths that result when each row is cut into chunks of ``size`` positions."""
         count = self.positions // size
         host = [min(max(n - k * size, 0), size) for n in self.host for k in range(count)]
-        return Rows(host, size, self.device)
+        return SequenceLengths(host, size, self.device)
 
-    def repeat(self, times: int) -> "Rows":
-        """Return the rows that result when each row is taken several times, one after the other."""
-        return Rows([n for n in self.host for _ in range(times)], self.positions, self.device)
+    def repeat(self, times: int) -> "SequenceLengths":
+        """Return the lengths that result when each row is repeated, one after the other."""
+        if times == 1:
+            return self
+        return SequenceLengths(
+            [n for n in self.host for _ in range(times)], self.positions, self.device
+        )
 
 
 class _ZeroPadding(torch.autograd.Function):

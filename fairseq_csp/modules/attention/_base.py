@@ -1,0 +1,259 @@
+"""What an attention function is: its context, its options and the three base classes."""
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
+
+from torch import Tensor, nn
+
+from fairseq_csp.errors import UserError
+from fairseq_csp.modules.lengths import SequenceLengths
+
+
+@dataclass(frozen=True)
+class AttentionContext:
+    """Where an attention function stands in a model.
+
+    Attributes:
+        value_dim: channels of the values, all heads together; at head level those of the layer.
+        query_dim: channels of the queries and of the keys, all heads together; None without them.
+        heads: attention heads; they divide both.
+        max_positions: most positions of a row (of a chunk where attention stays in chunks); None
+            where there is no limit.
+        grid: rows and columns of the image whose pixels or patches the positions are; None for
+            text.
+        layer: index of the layer, from 0.
+        num_layers: number of layers.
+        dropout: probability of dropping an attention weight.
+        has_bias: whether each call brings a relative position bias.
+    """
+
+    value_dim: int
+    query_dim: int | None = None
+    heads: int = 1
+    max_positions: int | None = None
+    grid: tuple[int, int] | None = None
+    layer: int = 0
+    num_layers: int = 1
+    dropout: float = 0.0
+    has_bias: bool = False
+
+
+def option(
+    default: Any, text: str, *, choices: Sequence[str] | None = None, needs: str | None = None
+) -> Any:
+    """Declare a field of a dataclass of options, of an attention function or a family.
+
+    Args:
+        default: the value where none is given.
+        text: what the option does, for ``--help``.
+        choices: the values it can have, if there are few.
+        needs: of a family: what an attention function must use for the option to have an effect:
+            ``queries``, ``bias``, ``dropout`` or ``heads``.
+    """
+    return field(default=default, metadata={"help": text, "choices": choices, "needs": needs})
+
+
+@dataclass
+class NoOptions:
+    """The options of a function that has none."""
+
+
+class AttentionMaps(NamedTuple):
+    """What an attention function did with the first row of a batch.
+
+    Attributes:
+        kind: ``channel`` or ``head``, what a map belongs to; empty where there is one map.
+        weights: (maps, positions, positions): entry [m, i, j] is the weight of position j in the
+            output's position i.
+    """
+
+    kind: str
+    weights: Tensor
+
+
+class AttentionFunction(nn.Module):
+    """What mixes the positions of each row; see the three subclasses for what it is called with.
+
+    Padded positions of the inputs may hold anything, NaN included, and must not reach valid ones;
+    what comes out at padded positions is ignored.
+
+    Args:
+        context: where the function stands in the model.
+        options: an instance of ``options_type``.
+
+    Attributes:
+        name: the name it is registered under.
+        options_type: the dataclass of its options.
+        uses_queries: whether it is called with queries and keys.
+        uses_bias: whether it adds a relative position bias to scores; MEGA and FLASH build none
+            for the others.
+        uses_dropout: whether ``context.dropout`` has an effect.
+        uses_heads: whether the number of heads has one.
+        families: the families of encoders that can take it; None: all that call it as its base
+            class says.
+        layer: index of the layer; a layer that is repeated sets it before each call.
+    """
+
+    name: ClassVar[str] = ""
+    options_type: ClassVar[type] = NoOptions
+    uses_queries: ClassVar[bool] = False
+    uses_bias: ClassVar[bool] = False
+    uses_dropout: ClassVar[bool] = False
+    uses_heads: ClassVar[bool] = False
+    families: ClassVar[tuple[str, ...] | None] = None
+
+    def __init__(self, context: AttentionContext, options: Any = None) -> None:
+        super().__init__()
+        self.context = context
+        self.options = self.options_type() if options is None else options
+        self.layer = context.layer
+
+    def attention_map(self, *inputs: Any) -> AttentionMaps:
+        """Return the weights with which the first row's positions are mixed.
+
+        Args:
+            inputs: what ``forward`` is called with.
+
+        Raises:
+            UserError: the function has none, which is so unless a subclass says how to get them.
+        """
+        raise UserError(f"--attention {self.name} has no attention map to draw")
+
+    def fold(self, x: Tensor) -> Tensor:
+        """Fold the heads into the batch: (batch, heads * width, positions) to (batch * heads, ...).
+
+        Head h of row b becomes row ``b * heads + h``.
+        """
+        heads = self.context.heads
+        return x if heads == 1 else x.unflatten(1, (heads, -1)).flatten(0, 1)
+
+    def unfold(self, x: Tensor) -> Tensor:
+        """Undo :meth:`fold`."""
+        heads = self.context.heads
+        return x if heads == 1 else x.unflatten(0, (-1, heads)).flatten(1, 2)
+
+
+class ValueAttention(AttentionFunction):
+    """Base class of functions on the values alone."""
+
+    def forward(self, values: Tensor, lengths: SequenceLengths) -> Tensor:
+        """Mix the positions.
+
+        Args:
+            values: (batch, channels, positions), any floating dtype.
+            lengths: valid positions of each row.
+
+        Returns:
+            The shape and dtype of ``values``.
+        """
+        raise NotImplementedError
+
+
+class QueryKeyAttention(AttentionFunction):
+    """Base class of functions of queries and keys."""
+
+    uses_queries = True
+    uses_dropout = True
+    uses_heads = True
+
+    def forward(
+        self,
+        values: Tensor,
+        lengths: SequenceLengths,
+        queries: Tensor,
+        keys: Tensor,
+        bias: nn.Module | None = None,
+    ) -> Tensor:
+        """Mix the positions.
+
+        Args:
+            values: (batch, heads * channels, positions), any floating dtype.
+            lengths: valid positions of each row.
+            queries: (batch, heads * width, positions).
+            keys: the shape of the queries.
+            bias: a module of ``fairseq_csp.modules.relative_bias``, or None.
+
+        Returns:
+            The shape and dtype of ``values``.
+        """
+        raise NotImplementedError
+
+
+class HeadAttention(AttentionFunction):
+    """Base class of functions that replace a multi-head layer, its linear maps included."""
+
+    uses_dropout = True
+    uses_heads = True
+
+    def forward(self, x: Tensor, lengths: SequenceLengths) -> Tensor:
+        """Mix the positions.
+
+        Args:
+            x: (batch, channels, positions), the layer's input.
+            lengths: valid positions of each row.
+
+        Returns:
+            The shape and dtype of ``x``.
+        """
+        raise NotImplementedError
+
+
+ON_OFF = ("on", "off")
+
+
+def read_options(options_type: type, name: str, given: dict[str, Any]) -> Any:
+    """Make the options of a function from values as flags or a program give them.
+
+    Args:
+        options_type: the dataclass.
+        name: the function's name, with which a key may begin (``csp_shift`` for ``shift``).
+        given: value by key; a key that is a Python keyword may lack the underscore at its end.
+
+    Raises:
+        UserError: a key is unknown, or a value is of another kind or none of the choices.
+    """
+    fields = {item.name: item for item in dataclasses.fields(options_type)}
+    hints = typing.get_type_hints(options_type)
+    values = {}
+    for key, value in given.items():
+        short = key.removeprefix(f"{name}_")
+        known = next((k for k in (key, short, f"{short}_") if k in fields), None)
+        if known is None:
+            there = ", ".join(item.rstrip("_") for item in fields) or "none"
+            raise UserError(f"{name} has no option {key!r}; its options are: {there}")
+        choices = fields[known].metadata.get("choices")
+        values[known] = _read(flag_of(name, known), value, hints[known], choices)
+    return options_type(**values)
+
+
+def flag_of(name: str, key: str) -> str:
+    """Return the flag of an option: ``--csp-group-size`` for ``group_size`` of ``csp``."""
+    return "--" + f"{name}_{key.rstrip('_')}".replace("_", "-")
+
+
+def _read(flag: str, value: Any, hint: Any, choices: Sequence[str] | None) -> Any:
+    value = getattr(value, "value", value)  # of an enum
+    kinds = hint.__args__ if isinstance(hint, types.UnionType) else (hint,)
+    if value is None and type(None) in kinds:
+        return None
+    if choices:
+        if value not in choices:
+            raise UserError(f"{flag} is {value!r}; it must be one of {', '.join(choices)}")
+    elif bool in kinds:
+        if value in ON_OFF:
+            return value == "on"
+        if value not in (True, False):
+            raise UserError(f"{flag} is {value!r}; it must be on or off")
+        return bool(value)
+    elif int in kinds or float in kinds:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not math.isfinite(value) or (float not in kinds and int(value) != value):
+            what = "number" if float in kinds else "whole number"
+            raise UserError(f"{flag} is {value!r}; it must be a {what}")
+        return value if float in kinds else int(value)
+    return value

@@ -1,0 +1,146 @@
+"""What attention by a score of each query and key has in common."""
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from fairseq_csp.modules.attention._base import AttentionMaps, QueryKeyAttention
+from fairseq_csp.modules.lengths import SequenceLengths
+from fairseq_csp.ops.dropout import dropout
+
+# more scores than this (512 MiB in float32) are computed in blocks of queries, and computed again
+# in the backward pass instead of being kept
+MOST_SCORES = 1 << 27
+
+
+class ScoreAttention(QueryKeyAttention):
+    """``f(q k^T + bias) v`` for each head; a subclass gives the scale and the function ``f``."""
+
+    uses_bias = True
+
+    def forward(
+        self,
+        values: Tensor,
+        lengths: SequenceLengths,
+        queries: Tensor,
+        keys: Tensor,
+        bias: nn.Module | None = None,
+    ) -> Tensor:
+        """Mix (batch, heads * channels, positions) by weights (positions, positions) a head."""
+        values, queries, keys = map(self.fold, (values, queries, keys))
+        lengths = lengths.repeat(self.context.heads)
+        return self.unfold(self.mix(values, lengths, queries, keys, bias))
+
+    def mix(
+        self,
+        values: Tensor,
+        lengths: SequenceLengths,
+        queries: Tensor,
+        keys: Tensor,
+        bias: nn.Module | None,
+    ) -> Tensor:
+        """Mix (batch * heads, channels, positions)."""
+        batch, _, positions = values.shape
+        queries = queries * self.scale(queries, lengths)
+        size = max(1, MOST_SCORES // (batch * positions))
+        if size >= positions:
+            return self._block(values, lengths, queries, keys, bias, 0)
+        blocks = [
+            checkpoint(
+                self._block, values, lengths, block, keys, bias, k * size, use_reentrant=False
+            )
+            for k, block in enumerate(queries.split(size, dim=2))
+        ]
+        return torch.cat(blocks, dim=2)
+
+    def _block(
+        self,
+        values: Tensor,
+        lengths: SequenceLengths,
+        queries: Tensor,
+        keys: Tensor,
+        bias: nn.Module | None,
+        first: int,
+    ) -> Tensor:
+        """Mix for the queries (batch, width, count) that stand at ``first`` and after it."""
+        weights = self._weights(lengths, queries, keys, bias, first)
+        weights = dropout(weights, self.context.dropout, self.training)
+        return torch.bmm(values, weights.to(values.dtype).transpose(1, 2))
+
+    def _weights(
+        self,
+        lengths: SequenceLengths,
+        queries: Tensor,
+        keys: Tensor,
+        bias: nn.Module | None,
+        first: int,
+    ) -> Tensor:
+        scores = torch.bmm(queries.transpose(1, 2), keys)
+        if bias is not None:
+            scores = scores + bias(keys.size(2), first, queries.size(2)).to(scores.dtype)
+        return self.weights(scores, lengths)
+
+    def attention_map(
+        self,
+        values: Tensor,
+        lengths: SequenceLengths,
+        queries: Tensor,
+        keys: Tensor,
+        bias: nn.Module | None = None,
+    ) -> AttentionMaps:
+        """Return the weights of each head."""
+        heads = self.context.heads
+        queries, keys = self.fold(queries[:1]), self.fold(keys[:1])
+        first = SequenceLengths(lengths.host[:1], lengths.positions, lengths.device).repeat(heads)
+        queries = queries * self.scale(queries, first)
+        weights = self._weights(first, queries, keys, bias, 0)
+        return AttentionMaps("head" if heads > 1 else "", weights)
+
+    def scale(self, queries: Tensor, lengths: SequenceLengths) -> float | Tensor:
+        """Return what the queries are multiplied by.
+
+        Args:
+            queries: (batch, Z, positions), any floating dtype.
+            lengths: which positions are valid.
+
+        Returns:
+            A number, or (batch, 1, 1) in the dtype of the queries.
+        """
+        raise NotImplementedError
+
+    def weights(self, scores: Tensor, lengths: SequenceLengths) -> Tensor:
+        """Return the attention weights; none for padded keys.
+
+        Args:
+            scores: (batch, queries, keys), any floating dtype, with the bias.
+            lengths: which positions are valid.
+
+        Returns:
+            (batch, queries, keys), the dtype of the scores or wider.
+        """
+        raise NotImplementedError
+
+
+class ElementwiseAttention(ScoreAttention):
+    """``f(q k^T / n + bias) v`` with ``n`` the number of valid keys."""
+
+    def scale(self, queries: Tensor, lengths: SequenceLengths) -> float | Tensor:
+        """Return ``1/n``; where the lengths differ (batch, 1, 1), in the dtype of the queries."""
+        if lengths.full:
+            return 1 / lengths.positions
+        return (1 / lengths.tensor.clamp(min=1)[:, None, None]).to(queries.dtype)
+
+    def weights(self, scores: Tensor, lengths: SequenceLengths) -> Tensor:
+        """Return the function of each score, 0 for padded keys, in the scores' shape and dtype."""
+        return lengths.zero_padding(self.function(scores))
+
+    def function(self, scores: Tensor) -> Tensor:
+        """Return the weight of each score.
+
+        Args:
+            scores: (batch, queries, keys), any floating dtype.
+
+        Returns:
+            The same shape and dtype.
+        """
+        raise NotImplementedError

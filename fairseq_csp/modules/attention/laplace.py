@@ -1,0 +1,21 @@
+"""Attention by the Laplace function (arXiv 2209.10655, section 3.3)."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from fairseq_csp.modules.attention import register_attention
+from fairseq_csp.modules.attention._scores import ElementwiseAttention
+
+
+@register_attention("laplace")
+class LaplaceAttention(ElementwiseAttention):
+    """The Laplace function of each score."""
+
+    MEAN = 0.707107
+    DEVIATION = 0.282095
+
+    def function(self, scores: Tensor) -> Tensor:
+        """Return ``(1 + erf((x - mean) / (deviation * sqrt 2))) / 2``, shape and dtype as given."""
+        return 0.5 * (1 + torch.erf((scores - self.MEAN) / (self.DEVIATION * math.sqrt(2))))

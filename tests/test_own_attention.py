@@ -1,0 +1,88 @@
+"""An attention function of somebody else's: one file in a user directory of their own."""
+
+import re
+import sys
+
+import pytest
+
+from fairseq_csp import build_attention
+from tests.helpers.commands import ROOT, call, logged, succeed, train, training_command
+
+README = (ROOT / "README.md").read_text()
+MAP = """
+    def attention_map(self, values, lengths):
+        unit = torch.eye(values.size(2))
+        mean = torch.full_like(unit, 1 / values.size(2))
+        return AttentionMaps("channel", torch.lerp(unit, mean, self.share[:, :, None]))
+"""
+
+
+@pytest.fixture(scope="module")
+def mine(tmp_path_factory):
+    """The user directory of the README, with a map added to its function."""
+    code = re.search(r"```python\n(.*?@register_attention.*?)```", README, re.DOTALL).group(1)
+    init = re.search(r"```python\n(import fairseq_csp\n.*?)```", README, re.DOTALL).group(1)
+    directory = tmp_path_factory.mktemp("somebody") / "mine"
+    directory.mkdir()
+    (directory / "__init__.py").write_text(init)
+    code = code.replace("import ValueAttention", "import AttentionMaps, ValueAttention")
+    (directory / "mean.py").write_text(code + MAP)
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        ("mega", "layers.0.mega_layer.attention.share"),
+        ("flash", "layers.0.gau.attention.share"),
+        ("transformer", "layers.0.self_attn.attention.share"),
+    ],
+)
+def test_it_trains_resumes_and_validates(mine, tiny_listops, tmp_path, family, name):
+    flags = ["--user-dir", mine, "--arch", f"{family}_lra_listop", "--attention", "mean"]
+    flags += ["--mean-share", "0.25", "--no-epoch-checkpoints"]
+    log = train(tiny_listops, tmp_path / "run", *flags, "--max-update", "3")
+    assert "'mean_share': 0.25" in log
+    assert "MeanAttention()" in log
+    checkpoint = tmp_path / "run" / "checkpoint_last.pt"
+    code = (
+        "import sys, torch\n"
+        "share = torch.load(sys.argv[1])['model']['encoder.encoder.' + sys.argv[2]]\n"
+        "assert (share - 0.25).abs().max() < 0.1 and share.unique().numel() > 1, share"
+    )
+    succeed(sys.executable, "-c", code, checkpoint, name)
+    log = train(tiny_listops, tmp_path / "run", *flags, "--max-update", "5")
+    assert [step["num_updates"] for step in logged(log, "train_inner")] == ["4", "5"]
+    log = succeed(
+        "fairseq-validate", tiny_listops, "--user-dir", mine, "--path", checkpoint,
+        "--valid-subset", "test", "--log-format", "json",
+    )  # fmt: skip
+    assert 0 <= float(logged(log, "test")[-1]["test_accuracy"]) <= 100
+
+
+def test_a_bad_value_of_its_option(mine, tiny_listops, tmp_path):
+    answer = call(
+        *training_command(
+            tiny_listops, tmp_path / "run", "--user-dir", mine, "--attention", "mean",
+            "--mean-share", "nan",
+        )
+    )  # fmt: skip
+    assert answer.returncode == 1
+    assert "--mean-share is nan; it must be a number" in answer.stderr
+    assert "Traceback" not in answer.stderr
+
+
+def test_its_maps_are_drawn(mine, tiny_listops, tmp_path):
+    run = tmp_path / "runs" / "mean"
+    train(tiny_listops, run, "--user-dir", mine, "--attention", "mean", "--max-update", "2")
+    succeed(
+        sys.executable, "-m", "fairseq_csp.analysis", "maps", run / "checkpoint_last.pt",
+        "--user-dir", mine, "--data", tiny_listops, "--out", tmp_path / "maps.png",
+    )  # fmt: skip
+    assert (tmp_path / "maps.png").stat().st_size > 1000
+
+
+def test_options_are_listed_by_help():
+    text = build_attention("csp", value_dim=4).__doc__
+    assert re.search(r"group_size: positions CSP sorts together.* \(default: 2\)", text)
+    assert re.search(r"shift: .* \(exponential, linear, none; default: exponential\)", text)
