@@ -21,9 +21,10 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from fairseq_csp.data.files import numbered_lines
 from fairseq_csp.datasets import DATASETS
 from fairseq_csp.errors import UserError
-from preprocess.archives import RawRelease, numbered_lines
+from preprocess.archives import RawRelease
 from preprocess.preparation import add_common_arguments, prepare, standin_source
 from preprocess.sources import require_raw
 from preprocess.standin_text import topic_text
@@ -81,7 +82,7 @@ def read_pairs(release: RawRelease) -> Iterator[Pair]:
         UserError: a line is not five columns of the expected kinds; it is named.
     """
     for name, file in release.files(
-        lambda name: PurePosixPath(name).name in _FILES, "new_aan_pairs.{train,eval,test}.tsv"
+        lambda name: _FILES.get(PurePosixPath(name).name), "new_aan_pairs.{train,eval,test}.tsv"
     ):
         split = _FILES[PurePosixPath(name).name]
         where = release.where(name)
@@ -94,7 +95,7 @@ def read_pairs(release: RawRelease) -> Iterator[Pair]:
 
 
 def _parse(line: bytes) -> tuple[int, bytes, bytes]:
-    columns = line.decode("utf-8").rstrip("\r\n").split("\t")
+    columns = line.decode("utf-8").split("\t")
     if len(columns) != 5:
         raise ValueError(f"{len(columns)} columns, expected label, two ids, two texts")
     label, _, _, *texts = columns

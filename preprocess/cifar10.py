@@ -4,7 +4,8 @@
     python -m preprocess cifar10 --demo                         small synthetic gratings
 
 The raw release is the archive of pickled batches, or the directory that unpacks from it, or a
-directory or archive of PNG files `{train,test}/CLASS/*.png` (classes in alphabetical order).
+directory or archive of PNG files `{train,test}/CLASS/*.png` (classes in alphabetical order; of 16
+bits the upper 8 are taken, transparent images are refused).
 Writes `input/*.npy` and `label/*.npy`.
 
 Grey is ITU-R 601 luma, as PIL's mode `L` has it. A tenth of the training images, chosen by
@@ -14,8 +15,6 @@ Grey is ITU-R 601 luma, as PIL's mode `L` has it. A tenth of the training images
 from __future__ import annotations
 
 import argparse
-import io
-import pickle
 import re
 from functools import partial
 from pathlib import Path
@@ -26,15 +25,17 @@ from PIL import Image
 
 from fairseq_csp.datasets import DATASETS
 from fairseq_csp.errors import UserError
-from preprocess.archives import RawRelease, read_whole
+from preprocess.archives import RawRelease
 from preprocess.image_format import ImageDatasetWriter
-from preprocess.png import read_png
+from preprocess.images import read_image, to_grey
+from preprocess.pickles import read_pickle, whole_numbers
 from preprocess.preparation import add_common_arguments, prepare, standin_source
 from preprocess.sources import require_raw
 from preprocess.summary import Figures
 
 DATA_SET = DATASETS["cifar10"]
 SIDE = 32
+PIXELS = 3 * SIDE * SIDE  # in three colours
 CLASSES = 10
 DEMO_COUNTS = {"train": 3000, "valid": 500, "test": 500}
 
@@ -96,7 +97,7 @@ def _read(release: RawRelease) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     batches: dict[str, list[tuple[str, np.ndarray, np.ndarray]]] = {"train": [], "test": []}
     photographs: dict[str, list[tuple[str, str, np.ndarray]]] = {"train": [], "test": []}
     for name, file in release.files(
-        lambda name: bool(_BATCH.search(name) or _PNG.search(name)),
+        lambda name: (match := _BATCH.search(name) or _PNG.search(name)) and match[0].strip("/"),
         "batches cifar-10-batches-py/data_batch_*, test_batch, nor {train,test}/CLASS/*.png",
     ):
         if match := _BATCH.search(name):
@@ -104,8 +105,8 @@ def _read(release: RawRelease) -> dict[str, tuple[np.ndarray, np.ndarray]]:
             batches[pool].append((name, *read_batch(file, release.where(name))))
         else:
             pool, label = _PNG.search(name).groups()
-            image = read_png(file, SIDE, release.where(name)).convert("RGB").convert("L")
-            photographs[pool].append((name, label, np.asarray(image).reshape(1, -1)))
+            image = to_grey(read_image(file, release.where(name), side=SIDE))
+            photographs[pool].append((name, label, image.reshape(1, -1)))
 
     if any(batches.values()) and any(photographs.values()):
         raise UserError(f"{release.path} has both batches and PNG files; give --raw one of them")
@@ -131,66 +132,25 @@ def read_batch(file: BinaryIO, where: str) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         UserError: the pickle holds anything but arrays and plain containers, or not a batch.
     """
-    content = io.BytesIO(read_whole(file, where))
-    try:
-        batch = _PlainUnpickler(content, encoding="bytes").load()
-        colours = batch[b"data"].pixels().reshape(-1, 3, SIDE, SIDE)
-        if any(type(label) is not int for label in batch[b"labels"]):
-            raise UserError("a label is no whole number")
-        labels = np.array(batch[b"labels"], dtype=np.int64)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error
-    except Exception as error:  # a damaged pickle can fail in any way
-        raise UserError(f"{where} is not a CIFAR-10 batch ({error})") from error
+    batch = read_pickle(file, where)
+    missing = [key for key in ("data", "labels") if key not in batch]
+    if missing:
+        raise UserError(f"{where} is not a CIFAR-10 batch: it has no {missing[0]!r}")
+    images = batch["data"]
+    if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.size % PIXELS:
+        raise UserError(f"{where}: the images are no array of bytes, {PIXELS:,} an image")
+    colours = images.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)
+    labels = whole_numbers(batch["labels"], f"{where}: the labels")
     if labels.shape != (len(colours),) or not np.isin(labels, np.arange(CLASSES)).all():
         raise UserError(f"{where}: expected one label from 0 to 9 for each image")
-    return to_grey(colours.transpose(0, 2, 3, 1)), labels
+    return _grey(colours), labels
 
 
-class _Pickled:
-    """Keeps what a pickle says of a NumPy array or of its type, and makes nothing of it."""
-
-    def __init__(self, *arguments: object) -> None:
-        self._arguments = arguments
-
-    def __setstate__(self, state: tuple) -> None:
-        self._state = state
-
-    def pixels(self) -> np.ndarray:
-        """Return an array of bytes, uint8 (n,)."""
-        _, _, dtype, fortran, content = self._state
-        if dtype._arguments[0] not in ("u1", b"u1") or fortran:
-            raise UserError("the images are no bytes, row after row")
-        return np.frombuffer(content, np.uint8)
-
-
-class _PlainUnpickler(pickle._Unpickler):
-    """Loads numbers, strings, containers and NumPy arrays, and nothing that runs code.
-
-    The one in Python: that in C allocates as much memory as a pickle of a few bytes tells it to.
-    """
-
-    _ALLOWED = {
-        ("numpy", "ndarray"): _Pickled,
-        ("numpy", "dtype"): _Pickled,
-        ("numpy.core.multiarray", "_reconstruct"): _Pickled,
-        ("numpy._core.multiarray", "_reconstruct"): _Pickled,
-        # bytes, as Python 3 writes them for Python 2
-        ("_codecs", "encode"): lambda text, encoding: text.encode("latin1"),
-    }
-
-    def find_class(self, module: str, name: str) -> object:
-        try:
-            return self._ALLOWED[module, name]
-        except KeyError:
-            raise UserError(f"the pickle asks for {module}.{name}, which is refused") from None
-
-
-def to_grey(colours: np.ndarray) -> np.ndarray:
+def _grey(colours: np.ndarray) -> np.ndarray:
     """Turn RGB uint8 (n, 32, 32, 3) into ITU-R 601 luma, uint8 (n, 1024)."""
     # one tall image, so that PIL is called once
-    tall = Image.fromarray(np.ascontiguousarray(colours).reshape(-1, SIDE, 3), "RGB")
-    return np.asarray(tall.convert("L")).reshape(-1, SIDE * SIDE)
+    tall = Image.fromarray(np.ascontiguousarray(colours).reshape(-1, SIDE, 3))
+    return to_grey(tall).reshape(-1, SIDE * SIDE)
 
 
 def write_demo(directory: Path, *, seed: int, limit: int | None = None) -> Figures:

@@ -53,12 +53,11 @@ def run(arguments: argparse.Namespace) -> None:
     with TemporaryDirectory(prefix=".partial-", dir=directory) as temporary:
         figures = _convert(directory, Path(temporary))
         data_set = DATASETS.get(directory.resolve().name)
-        counts = {split: value.examples for split, value in figures.splits.items()}
         write_summary(
             Path(temporary),
             directory.resolve().name,
             figures,
-            limited=data_set is not None and counts != data_set.counts,
+            limited=data_set is not None and figures.counts != data_set.counts,
             source={str(path.relative_to(directory)): sha256(path) for path in texts},
             options={},
         )

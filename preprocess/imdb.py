@@ -21,8 +21,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from tqdm import tqdm
 
+from fairseq_csp.data.files import read_whole
 from fairseq_csp.datasets import DATASETS
-from preprocess.archives import RawRelease, read_whole
+from preprocess.archives import RawRelease
 from preprocess.preparation import add_common_arguments, prepare, standin_source
 from preprocess.sources import require_raw
 from preprocess.standin_text import topic_text
@@ -34,6 +35,7 @@ DATA_SET = DATASETS["imdb-4000"]
 LABELS = ("0", "1")
 DEMO_COUNTS = {"train": 3000, "valid": 500, "test": 500}
 
+_LONGEST = 1 << 20  # bytes; the longest review has 13,704
 _REVIEW = re.compile(r"(?:^|/)(train|test)/(neg|pos)/[^/]+\.txt$")
 
 Reviews = Mapping[str, list[tuple[int, bytes]]]
@@ -114,14 +116,15 @@ def read_reviews(release: RawRelease, holdout: float | None, seed: int) -> Revie
     """
     found: dict[str, list[tuple[int, int, str, bytes]]] = {"train": [], "test": []}
     for name, file in release.files(
-        lambda name: bool(_REVIEW.search(name)), "reviews aclImdb/{train,test}/{pos,neg}/*.txt"
+        lambda name: (match := _REVIEW.search(name)) and match[0].strip("/"),
+        "reviews aclImdb/{train,test}/{pos,neg}/*.txt",
     ):
         split, label = _REVIEW.search(name).groups()
         stem = PurePosixPath(name).stem
         number = stem.split("_")[0]
         # sorted by number the classes alternate, and the archive's order does not matter
         key = int(number) if number.isdecimal() else -1
-        text = read_whole(file, release.where(name))
+        text = read_whole(file, release.where(name), _LONGEST)
         found[split].append((key, ("neg", "pos").index(label), stem, text))
     reviews = {
         split: [(label, text) for _, label, _, text in sorted(items)]

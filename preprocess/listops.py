@@ -22,18 +22,20 @@ import argparse
 import hashlib
 import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 from tqdm import tqdm
 
+from fairseq_csp.data.files import numbered_lines
 from fairseq_csp.datasets import DATASETS
 from fairseq_csp.errors import UserError
 from fairseq_csp.flags import positive
-from preprocess.archives import RawRelease, numbered_lines
+from preprocess.archives import RawRelease
 from preprocess.parallel import ordered_map
 from preprocess.preparation import add_common_arguments, prepare
 from preprocess.summary import SPLITS, Figures
@@ -148,36 +150,79 @@ def read_release(
     codes = {symbol: code for code, symbol in enumerate(SYMBOLS)}
     with _writer(directory, dictionaries) as writer:
         files = release.files(
-            lambda name: PurePosixPath(name).name in _RELEASE_FILES, "basic_{train,val,test}.tsv"
+            lambda name: _RELEASE_FILES.get(PurePosixPath(name).name), "basic_{train,val,test}.tsv"
         )
         for name, file in files:
             split = _RELEASE_FILES[PurePosixPath(name).name]
-            if writer.examples(split):
-                raise UserError(f"{release.path} has more than one {PurePosixPath(name).name}")
             where = release.where(name)
-            lines = numbered_lines(file, where)
-            for number, line in itertools.islice(lines, limit and limit + 1):
-                text = line.decode(errors="replace").rstrip("\r\n")
+            for number, line in islice(numbered_lines(file, where), limit and limit + 1):
+                text = line.decode(errors="replace")
                 source, _, target = text.partition("\t")
                 if number == 1:
                     if (source, target) != ("Source", "Target"):
                         raise UserError(f"{where}, line 1: expected the header Source TAB Target")
                     continue
-                tokens = source.replace("(", " ").replace(")", " ").split()
                 try:
-                    if not tokens:
-                        raise ValueError("it is empty")
-                    writer.add(
-                        split,
-                        DIGITS.index(target),
-                        np.array([codes[token] for token in tokens], dtype=np.uint8),
-                    )
-                except (KeyError, ValueError) as error:
+                    symbols = source.replace("(", " ").replace(")", " ").split()
+                    value = evaluate_symbols(symbols)
+                    if target != str(value):
+                        raise ValueError(f"its value is {value}, its label {target!r}")
+                except ValueError as error:
                     raise UserError(
-                        f"{where}, line {number}: not a ListOps expression, TAB "
-                        f"and a digit ({error})"
+                        f"{where}, line {number}: not a ListOps expression, TAB and the digit that "
+                        f"it evaluates to: {error}"
                     ) from error
+                writer.add(
+                    split, value, np.array([codes[symbol] for symbol in symbols], dtype=np.uint8)
+                )
         return writer.finish()
+
+
+def evaluate_symbols(symbols: Sequence[str]) -> int:
+    """Return the digit that an expression evaluates to.
+
+    Args:
+        symbols: Its symbols, parentheses left out.
+
+    Raises:
+        ValueError: it is no expression; the message says why.
+    """
+    # the innermost list is last; the first one is that of the expression itself
+    lists: list[tuple[str, list[int]]] = [("", [])]
+    for symbol in symbols:
+        if symbol in _DIGIT_VALUES:
+            lists[-1][1].append(_DIGIT_VALUES[symbol])
+        elif symbol in _OPERATIONS:
+            lists.append((symbol, []))
+        elif symbol != "]":
+            raise ValueError(f"{symbol[:40]!r} is no symbol")
+        elif len(lists) == 1:
+            raise ValueError("a ] closes nothing")
+        else:
+            operator, values = lists.pop()
+            if not values:
+                raise ValueError(f"{operator} has no argument")
+            lists[-1][1].append(_OPERATIONS[operator](values))
+    if len(lists) > 1:
+        raise ValueError(f"{lists[-1][0]} is not closed")
+    values = lists[0][1]
+    if len(values) != 1:
+        raise ValueError(f"there are {len(values)} expressions" if values else "it is empty")
+    return values[0]
+
+
+def _median(values: list[int]) -> int:
+    ordered = sorted(values)
+    return (ordered[(len(values) - 1) // 2] + ordered[len(values) // 2]) // 2
+
+
+_DIGIT_VALUES = {digit: value for value, digit in enumerate(DIGITS)}
+_OPERATIONS = {
+    "[MIN": min,
+    "[MAX": max,
+    "[MED": _median,
+    "[SM": lambda values: sum(values) % 10,
+}
 
 
 def generate(

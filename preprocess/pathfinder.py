@@ -37,13 +37,14 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from fairseq_csp.data.files import numbered_lines, read_whole
 from fairseq_csp.datasets import DATASETS, DataSet
 from fairseq_csp.errors import UserError
-from preprocess.archives import RawRelease, read_whole
+from preprocess.archives import RawRelease
 from preprocess.image_format import ImageDatasetWriter
+from preprocess.images import largest_file, read_image, to_grey
 from preprocess.parallel import ordered_map
 from preprocess.pathfinder_generator import Settings, generate
-from preprocess.png import read_png
 from preprocess.preparation import add_common_arguments, prepare, standin_source
 from preprocess.sources import find_raw
 from preprocess.summary import SPLITS, Figures
@@ -56,6 +57,8 @@ _LEVELS = {
     "intermediate": ("curv_contour_length_9", 9),
     "hard": ("curv_contour_length_14", Settings.paddles),
 }
+# of the release, empty: (folder of the size, folder of the level, image)
+_KNOWN_DAMAGED = {("pathfinder32", "curv_baseline", "imgs/0/sample_172.png")}
 _CHUNK = 256  # images decoded at a time
 _PREVIEW_COLUMNS = 20
 
@@ -187,11 +190,13 @@ class _Level:
         spool: File that the images are appended to, in the order they are met.
         positions: The place of each image in it, by its path in the folder.
         metadata: Name and text of each metadata file, by its number.
+        damaged: Images left out, which are known to be damaged in the release.
     """
 
     spool: BinaryIO
     positions: dict[str, int] = field(default_factory=dict)
     metadata: dict[int, tuple[str, bytes]] = field(default_factory=dict)
+    damaged: list[str] = field(default_factory=list)
 
 
 def _convert_release(
@@ -219,7 +224,7 @@ def _convert_release(
                 chunks = np.array_split(numbers, len(numbers) // _CHUNK + 1)
                 for chunk in tqdm(chunks, f"writing {split}", unit=" chunks", leave=False):
                     writer.add(split, images[positions[chunk]], labels[chunk])
-            return writer.finish(classes=2)
+            return replace(writer.finish(classes=2), left_out=tuple(level.damaged))
 
 
 @contextmanager
@@ -231,6 +236,7 @@ def _read_level(
     The release has ``pathfinder128`` twice, and of those the one further in,
     ``lra_release/lra_release/``, is right: the labels of the other do not fit its images.
     """
+    side = variant.settings.side
     inside = f"{variant.folder}/{folder}/"
     pattern = re.compile(rf"^(.*/|){inside}(?:(imgs/\d+/[^/]+\.png)|metadata/(\d+)\.npy)$")
     outside = f"{release.path.resolve().as_posix()}/" if release.path.is_dir() else ""
@@ -238,10 +244,15 @@ def _read_level(
 
     with ExitStack() as spools:
 
+        def part(name: str) -> str | None:
+            match = pattern.search(outside + name)
+            if match is None:
+                return None
+            root, image, number = match.groups()
+            return root + (image or f"metadata/{int(number)}")
+
         def encoded_images() -> Iterator[tuple[str, str, str, bytes]]:
-            for name, file in release.files(
-                lambda name: bool(pattern.search(outside + name)), inside
-            ):
+            for name, file in release.files(part, inside):
                 root, image, number = pattern.search(outside + name).groups()
                 if any(_depth(other) > _depth(root) for other in levels):
                     continue
@@ -250,11 +261,16 @@ def _read_level(
                     levels[root] = _Level(spool)
                 where = release.where(name)
                 if image:
-                    yield root, image, where, read_whole(file, where)
+                    content = read_whole(file, where, largest_file(side))
+                    if not content and (variant.folder, folder, image) in _KNOWN_DAMAGED:
+                        logger.info(f"{where} is empty, as is known of the release: left out")
+                        levels[root].damaged.append(image)
+                    else:
+                        yield root, image, where, content
                 else:
                     levels[root].metadata[int(number)] = where, read_whole(file, where)
 
-        decode = partial(_decode, variant.settings.side)
+        decode = partial(_decode, side)
         for decoded in ordered_map(decode, _chunks(encoded_images()), workers):
             for root, image, pixels in decoded:
                 levels[root].positions[image] = len(levels[root].positions)
@@ -283,24 +299,29 @@ def _chunks(items: Iterator[Item]) -> Iterator[list[Item]]:
 def _decode(side: int, images: list[tuple[str, str, str, bytes]]) -> list[tuple[str, str, bytes]]:
     decoded = []
     for root, image, where, content in images:
-        picture = read_png(io.BytesIO(content), side, where)
-        decoded.append((root, image, picture.convert("L").tobytes()))
+        picture = read_image(io.BytesIO(content), where, side=side)
+        decoded.append((root, image, to_grey(picture).tobytes()))
     return decoded
 
 
 def _in_order_of_metadata(level: _Level) -> tuple[np.ndarray, np.ndarray]:
     """Return the place in the spool and the label of each image that the metadata lists."""
-    positions, labels = [], []
+    positions, labels, listed = [], [], set()
     for _, (name, text) in sorted(level.metadata.items()):
-        for number, line in enumerate(text.decode(errors="replace").splitlines(), start=1):
-            words = line.split()
-            if len(words) < 4 or words[3] not in ("0", "1"):
+        for number, line in numbered_lines(io.BytesIO(text), name):
+            columns = line.decode(errors="replace").split()
+            if len(columns) < 4 or columns[3] not in ("0", "1"):
                 raise UserError(f"{name}, line {number}: not a folder, file, id and label 0 or 1")
-            image = f"{words[0]}/{words[1]}"
+            image = f"{columns[0]}/{columns[1]}"
+            if image in level.damaged:
+                continue
             if image not in level.positions:
                 raise UserError(f"{name}, line {number}: there is no image {image}")
+            if image in listed:
+                raise UserError(f"{name}, line {number}: {image} is listed a second time")
+            listed.add(image)
             positions.append(level.positions[image])
-            labels.append(int(words[3]))
+            labels.append(int(columns[3]))
     if not labels:
         raise UserError("the metadata of the release is missing: metadata/*.npy, text files")
     return np.array(positions), np.array(labels)

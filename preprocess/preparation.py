@@ -84,12 +84,11 @@ def prepare(
                 raise UserError(f"{data_set.name}: found no example for the {split} split")
         if arguments.limit is None:
             check_counts(data_set.name, figures, expected)
-        counts = {split: value.examples for split, value in figures.splits.items()}
         write_summary(
             directory,
             data_set.name,
             figures,
-            limited=counts != (full or data_set.counts),
+            limited=figures.counts != (full or data_set.counts),
             source=source(),
             options=options,
         )

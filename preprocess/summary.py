@@ -50,10 +50,23 @@ class SplitFigures:
 
 @dataclass(frozen=True)
 class Figures:
-    """All splits of a set, and its dictionary size (with specials and padding; images: None)."""
+    """All splits of a set.
+
+    Attributes:
+        splits: By their names.
+        symbols: Size of the dictionary, with specials and padding; None for images.
+        left_out: Files of the raw release that are known to be damaged; train has that many less.
+    """
 
     splits: dict[str, SplitFigures]
     symbols: int | None = None
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Examples of each split, those left out counted in."""
+        counts = {split: value.examples for split, value in self.splits.items()}
+        return counts | {"train": counts["train"] + len(self.left_out)}
 
 
 def check_counts(name: str, figures: Figures, expected: Mapping[str, int]) -> None:
@@ -63,7 +76,7 @@ def check_counts(name: str, figures: Figures, expected: Mapping[str, int]) -> No
         UserError: a split has another number of examples.
     """
     for split, count in expected.items():
-        found = figures.splits[split].examples
+        found = figures.counts[split]
         if found != count:
             raise UserError(
                 f"{name}: {split} has {found:,} examples, expected {count:,}; the raw data is "
@@ -94,6 +107,7 @@ def write_summary(
         "name": name,
         "limited": limited,
         "symbols": figures.symbols,
+        "left_out": figures.left_out,
         "splits": {split: asdict(value) for split, value in figures.splits.items()},
         "source": dict(source),
         "options": dict(options),

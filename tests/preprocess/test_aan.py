@@ -97,6 +97,18 @@ def test_a_bad_line_is_named_and_never_evaluated(raw, fail, line, reason):
     assert f"{path}, line 2" in message and reason in message
 
 
+def test_files_that_an_editor_saved_are_read_alike(raw, prepare):
+    for path in (raw / "lra_release" / "lra_release" / "tsv_data").iterdir():
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n") + b"\r\n")
+    check(prepare("aan", "--raw", raw, "--limit", 100))
+
+
+def test_the_same_file_twice_is_refused(raw, fail):
+    write(raw / "copy", {"test": PAIRS["test"]})
+    message = fail("aan", "--raw", raw, "--limit", 9)
+    assert "new_aan_pairs.test.tsv and " in message and "only one can be meant" in message
+
+
 def test_sentencepiece_has_one_model_for_both_texts(raw, prepare):
     options = ("--tokenizer", "sentencepiece", "--vocab-size", 280)
     out = prepare("aan", "--raw", raw, "--limit", 9, *options)

@@ -1,15 +1,23 @@
 """CIFAR-10 from both raw forms, and the conversion of published text images."""
 
+import io
 import json
 import pickle
+import struct
 import tarfile
+import tracemalloc
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from fairseq_csp.data.pixels import load_labels, load_pixels
+from fairseq_csp.errors import UserError
 from preprocess.__main__ import main
+from preprocess.cifar10 import read_batch
+from preprocess.images import read_image, to_grey
+from preprocess.pickles import read_pickle
 from tests.helpers.processed import files
 
 SIZES = {"data_batch_1": 12, "data_batch_2": 11, "data_batch_3": 1, "data_batch_4": 3,
@@ -96,6 +104,124 @@ def test_png_files_by_class(prepare, tmp_path):
     check(out, content)
 
 
+# --- every form that a PNG file can have, written by hand, as PIL writes few of them
+
+BLACK_TO_WHITE = (0x0000, 0x1234, 0x8080, 0xFFFF)  # of 16 bits; the upper 8 are 0, 18, 128, 255
+
+
+def chunk(kind, content):
+    checksum = zlib.crc32(kind + content)
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
+
+
+def png(depth, kind, row, *chunks):
+    """One row of four pixels."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 1, depth, kind, 0, 0, 0))
+    pixels = chunk(b"IDAT", zlib.compress(b"\0" + row))
+    return b"\x89PNG\r\n\x1a\n" + b"".join([header, *chunks, pixels, chunk(b"IEND", b"")])
+
+
+def words(*values):
+    return struct.pack(f">{len(values)}H", *values)
+
+
+GREY = [value for value in BLACK_TO_WHITE for _ in range(3)]
+BYTES = bytes(value >> 8 for value in BLACK_TO_WHITE)
+PALETTE = chunk(b"PLTE", bytes(channel for byte in BYTES for channel in (byte,) * 3))
+FORMS = {
+    "1-bit": (png(1, 0, b"\x50"), [0, 255, 0, 255]),
+    "2-bit": (png(2, 0, b"\x1b"), [0, 85, 170, 255]),
+    "4-bit": (png(4, 0, b"\x01\x8f"), [0, 17, 136, 255]),
+    "8-bit": (png(8, 0, BYTES), [0, 18, 128, 255]),
+    "16-bit": (png(16, 0, words(*BLACK_TO_WHITE)), [0, 18, 128, 255]),
+    "palette": (png(2, 3, b"\x1b", PALETTE), [0, 18, 128, 255]),
+    "colours": (png(8, 2, bytes(v >> 8 for v in GREY)), [0, 18, 128, 255]),
+    "16-bit colours": (png(16, 2, words(*GREY)), [0, 18, 128, 255]),
+    "alpha": (png(8, 4, b"".join(bytes([b, 255]) for b in BYTES)), [0, 18, 128, 255]),
+    "16-bit alpha": (
+        png(16, 4, b"".join(words(value, 0xFFFF) for value in BLACK_TO_WHITE)),
+        [0, 18, 128, 255],
+    ),
+    "colours and alpha": (
+        png(8, 6, b"".join(bytes([b, b, b, 255]) for b in BYTES)),
+        [0, 18, 128, 255],
+    ),
+    "16-bit, none of the transparent value": (
+        png(16, 0, words(*BLACK_TO_WHITE), chunk(b"tRNS", words(18))),
+        [0, 18, 128, 255],
+    ),
+    "opaque palette": (png(2, 3, b"\x1b", PALETTE, chunk(b"tRNS", b"\xff" * 4)), [0, 18, 128, 255]),
+}
+TRANSPARENT = {
+    "alpha": png(8, 4, b"".join(bytes([b, 254]) for b in BYTES)),
+    "colours and alpha": png(8, 6, b"".join(bytes([b, b, b, 0]) for b in BYTES)),
+    "palette": png(2, 3, b"\x1b", PALETTE, chunk(b"tRNS", b"\0\xff")),
+    "a grey": png(8, 0, BYTES, chunk(b"tRNS", words(18))),
+    "a grey of 16 bits": png(16, 0, words(*BLACK_TO_WHITE), chunk(b"tRNS", words(0x1234))),
+    "a colour": png(8, 2, bytes(v >> 8 for v in GREY), chunk(b"tRNS", words(18, 18, 18))),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_png_is_read_in_8_bits(form):
+    content, expected = FORMS[form]
+    assert to_grey(read_image(io.BytesIO(content), "x.png")).tolist() == [expected]
+
+
+@pytest.mark.parametrize("form", TRANSPARENT)
+def test_transparent_images_are_refused(form):
+    with pytest.raises(UserError, match=r"x\.png has transparent pixels"):
+        read_image(io.BytesIO(TRANSPARENT[form]), "x.png")
+
+
+def test_images_of_other_sizes_and_formats_are_told():
+    with pytest.raises(UserError, match="4 x 1 pixels, expected 32 x 32"):
+        read_image(io.BytesIO(FORMS["8-bit"][0]), "x.png", side=32)
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 1 << 14, 1 << 13, 8, 0, 0, 0, 0))
+    with pytest.raises(UserError, match=r"x\.png"):
+        read_image(io.BytesIO(png(8, 0, b"")[:8] + header), "x.png")
+    picture = io.BytesIO()
+    Image.new("L", (4, 1)).save(picture, format="JPEG")
+    with pytest.raises(UserError, match="not a readable PNG image"):
+        read_image(picture, "x.jpeg")
+    assert read_image(picture, "x.jpeg", formats=("PNG", "JPEG")).size == (4, 1)
+
+
+# --- pickles
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("keys", [bytes, str])
+@pytest.mark.parametrize("labels", ["list", "array", "uint8 array", "list of NumPy numbers"])
+def test_batches_of_any_protocol_with_any_keys_are_read(batches, keys, labels, protocol):
+    _, content = batches
+    colours, classes = content["data_batch_1"]
+    kinds = {
+        "list": list,
+        "array": np.array,
+        "uint8 array": lambda values: np.array(values, np.uint8),
+        "list of NumPy numbers": lambda values: list(np.array(values)),
+    }
+    data = colours.transpose(0, 3, 1, 2).reshape(-1, 3072)
+    batch = {"data": data, "labels": kinds[labels](classes), "filenames": ["a"]}
+    if keys is bytes:
+        batch = {key.encode(): value for key, value in batch.items()}
+    file = io.BytesIO(pickle.dumps(batch, protocol=protocol))
+    images, found = read_batch(file, "data_batch_1")
+    np.testing.assert_array_equal(images, luma(colours).reshape(-1, 1024))
+    assert found.tolist() == classes
+
+
+def test_a_pickle_that_claims_much_costs_nothing():
+    size = (1 << 32).to_bytes(8, "little")
+    for opcode in (pickle.BYTEARRAY8, pickle.BINBYTES8, pickle.BINUNICODE8):
+        tracemalloc.start()
+        with pytest.raises(UserError, match="data_batch_1 is not a readable pickle"):
+            read_pickle(io.BytesIO(b"\x80\x05" + opcode + size), "data_batch_1")
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+        tracemalloc.stop()
+
+
 class Evil:
     def __reduce__(self):
         return eval, ("__import__('os').mkdir('/tmp/evil')",)
@@ -116,6 +242,13 @@ def test_a_pickle_that_runs_code_is_refused(batches, fail):
         pickle.dumps({b"data": np.zeros((2, 3072), np.uint8), b"labels": [1]}),
         pickle.dumps({b"data": np.zeros((2, 3072), np.uint8), b"labels": [1, 10]}),
         pickle.dumps({b"data": np.zeros((2, 3072), np.uint8)}),
+        pickle.dumps({b"data": np.zeros((2, 3072), np.float32), b"labels": [1, 2]}),
+        pickle.dumps({b"data": np.zeros((2, 3072), np.int16), b"labels": [1, 2]}),
+        pickle.dumps({b"data": np.zeros((2, 3072), np.uint8), b"labels": [1, 2.0]}),
+        pickle.dumps({b"data": np.zeros((2, 3072), np.uint8), b"labels": [1, 1 << 70]}),
+        pickle.dumps({b"data": np.zeros((2, 3072), np.uint8), b"labels": np.array([1.0, 2.0])}),
+        pickle.dumps({b"data": np.array([{}]), b"labels": [1]}),
+        pickle.dumps([1, 2]),
     ],
 )
 def test_damaged_batches_are_named(batches, fail, batch):

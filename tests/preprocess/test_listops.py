@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 from fairseq.data import Dictionary
 
-from preprocess.listops import MAX, MED, MIN, SM, SYMBOLS, Settings, distinct_expressions
+from preprocess.listops import (
+    MAX,
+    MED,
+    MIN,
+    SM,
+    SYMBOLS,
+    Settings,
+    distinct_expressions,
+    evaluate_symbols,
+)
 from tests.helpers.processed import files, token_lines
 
 SMALL = ("--train-size", 300, "--valid-size", 40, "--test-size", 60)
@@ -212,7 +221,20 @@ def test_release_with_wrong_counts_is_refused(fail, release):
 
 @pytest.mark.parametrize(
     ("line", "reason"),
-    [("( [MAX 2 ] )", "not a ListOps expression"), ("( [AVG 2 ] )\t2", "AVG"), ("1\t12", "12")],
+    [
+        ("( [MAX 2 ] )", "its value is 2, its label ''"),
+        ("( [AVG 2 ] )\t2", "'[AVG' is no symbol"),
+        ("1\t12", "its value is 1, its label '12'"),
+        ("1\t1.0", "its value is 1, its label '1.0'"),
+        ("[MAX 1 2 ]\t9", "its value is 2, its label '9'"),
+        ("[MED 1 2 4 9 ]\t4", "its value is 3, its label '4'"),
+        ("] ] ]\t9", "a ] closes nothing"),
+        ("[MAX 1 2\t2", "[MAX is not closed"),
+        ("[MAX ]\t0", "[MAX has no argument"),
+        ("1 2\t2", "there are 2 expressions"),
+        ("\t2", "it is empty"),
+        ("[SM 9 9 ]\t8\t8", "its label '8\\t8'"),
+    ],
 )
 def test_a_bad_line_is_named(fail, release, line, reason):
     path = release / "lra_release" / "listops-1000" / "basic_val.tsv"
@@ -220,6 +242,25 @@ def test_a_bad_line_is_named(fail, release, line, reason):
     message = fail("listops", "--raw", release, "--limit", 9)
     assert f"{path}, line 5" in message
     assert reason in message
+
+
+def test_a_release_that_an_editor_saved_is_read_alike(prepare, release):
+    for path in (release / "lra_release" / "listops-1000").glob("basic_*.tsv"):
+        lines = path.read_bytes().replace(b"\n", b"\r\n")
+        path.write_bytes(b"\xef\xbb\xbf" + lines + b"\r\n\n")
+    check_release(prepare("listops", "--raw", release, "--limit", 9))
+    path.write_bytes(lines.replace(b"\r\n", b"\r\n\r\n"))
+    with pytest.raises(AssertionError, match="line 2: not a ListOps expression.*it is empty"):
+        prepare("listops", "--raw", release, "--limit", 9, "--overwrite")
+
+
+def test_generated_labels_are_those_of_the_reader(prepare):
+    out = prepare("listops", *SMALL, *SHORT)
+    for split in ("train", "valid", "test"):
+        expressions = token_lines(out / "src-bin", split)
+        labels = token_lines(out / "label-bin", split)
+        for (*symbols, _), (label, _) in zip(expressions, labels, strict=True):
+            assert evaluate_symbols(symbols) == int(label)
 
 
 def test_generator_options_do_not_go_with_raw(fail, release):

@@ -240,6 +240,62 @@ def test_broken_releases_are_named(release, fail, tmp_path):
     assert "pathfinder32" in fail("pathfinder", "--raw", tmp_path / "empty")
 
 
+@pytest.mark.parametrize("name", ["pathfinder", "path-x"])
+def test_an_image_that_is_there_twice_is_refused(release, fail, tmp_path, name):
+    directory, _ = release
+    archive = tmp_path / "lra_release.tar"
+    with tarfile.open(archive, "w") as tar:
+        tar.add(directory, "")
+    folder = {"pathfinder": "pathfinder32", "path-x": "pathfinder128"}[name]
+    image = f"lra_release/lra_release/{folder}/curv_contour_length_14/imgs/2/sample_3.png"
+    with tarfile.open(archive, "a") as tar:
+        tar.add(directory / image, image)
+    assert f"holds {image} twice" in fail(name, "--raw", archive, "--limit", 100)
+
+
+def test_metadata_that_lists_an_image_twice_is_refused(release, fail):
+    directory, _ = release
+    level = directory / "lra_release/lra_release/pathfinder32/curv_contour_length_14"
+    metadata = level / "metadata" / "2.npy"
+    first, *others = metadata.read_text().splitlines()
+    metadata.write_text("\n".join([first, *others[:-1], first]))
+    message = fail("pathfinder", "--raw", directory, "--limit", 100)
+    assert f"{metadata}, line 10: {'/'.join(first.split()[:2])} is listed a second time" in message
+    metadata.write_text("\n".join([first, *others]))
+    (level / "metadata" / "02.npy").write_text("")
+    message = fail("pathfinder", "--raw", directory, "--limit", 100)
+    assert "metadata/2.npy and " in message and "only one can be meant" in message
+
+
+def test_the_image_of_the_release_that_is_empty_is_left_out(prepare, fail, tmp_path, capsys):
+    content = write_release(tmp_path, "pathfinder32", 32, seed=4, name="curv_baseline")
+    level = tmp_path / "pathfinder32" / "curv_baseline"
+    # folder 1 as 0, which is the first then as well, and one of its images as the empty one
+    images, metadata = level / "imgs" / "0", level / "metadata" / "0.npy"
+    (level / "imgs" / "1").rename(images)
+    text = (level / "metadata" / "1.npy").read_text().replace("imgs/1 ", "imgs/0 ")
+    (level / "metadata" / "1.npy").unlink()
+    metadata.write_text(text.replace("sample_0.png", "sample_172.png"))
+    (images / "sample_0.png").unlink()
+    (images / "sample_172.png").write_bytes(b"")
+    del content[next(i for i, line in enumerate(text.splitlines()) if "sample_0.png" in line)]
+    options = ("--raw", tmp_path / "pathfinder32", "--level", "easy")
+    out = prepare("pathfinder", *options, "--limit", 100)
+    order = np.random.default_rng(42).permutation(29)
+    np.testing.assert_array_equal(
+        load_pixels(out, "train"), [content[number][0] for number in order[:23]]
+    )
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["left_out"] == ["imgs/0/sample_172.png"]
+    assert (
+        "sample_172.png is empty, as is known of the release: left out" in capsys.readouterr().err
+    )
+    # a full set counts 199,999
+    assert "train has 24 examples, expected 160,000" in fail("pathfinder", *options)
+    (images / "sample_1.png").write_bytes(b"")
+    assert "sample_1.png is not a readable PNG" in fail("pathfinder", *options)
+
+
 def test_generator_options_do_not_go_with_raw(release, fail):
     assert "--generate" in fail("pathfinder", "--raw", release[0], "--generate")
 
