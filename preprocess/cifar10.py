@@ -132,7 +132,7 @@ def read_batch(file: BinaryIO, where: str) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         UserError: the pickle holds anything but arrays and plain containers, or not a batch.
     """
-    batch = read_pickle(file, where)
+    batch = read_pickle(file, where, "CIFAR-10 batch")
     missing = [key for key in ("data", "labels") if key not in batch]
     if missing:
         raise UserError(f"{where} is not a CIFAR-10 batch: it has no {missing[0]!r}")

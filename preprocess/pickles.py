@@ -17,12 +17,13 @@ _LARGEST = 512 << 20  # CIFAR-100's train file has 155 MB
 _KINDS = {f"{kind}{size}": f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)} | {"b1": "b1"}
 
 
-def read_pickle(file: BinaryIO, where: str) -> dict[str, object]:
+def read_pickle(file: BinaryIO, where: str, what: str) -> dict[str, object]:
     """Read a pickled dictionary: numbers, strings, plain containers, arrays of whole numbers.
 
     Args:
         file: The pickle, of any protocol.
         where: How to call it in a message.
+        what: What it should be, in a message.
 
     Returns:
         The dictionary; keys that are bytes, as Python 2 wrote them, as text.
@@ -34,7 +35,7 @@ def read_pickle(file: BinaryIO, where: str) -> dict[str, object]:
     try:
         found = _PlainUnpickler(content, encoding="bytes").load()
         if not isinstance(found, dict):
-            raise UserError(f"it holds a {type(found).__name__}, not a dictionary")
+            raise UserError("it holds no dictionary")
         return {
             key.decode() if isinstance(key, bytes) else key: value.array()
             if isinstance(value, _Array)
@@ -42,9 +43,9 @@ def read_pickle(file: BinaryIO, where: str) -> dict[str, object]:
             for key, value in found.items()
         }
     except UserError as error:
-        raise UserError(f"{where}: {error}") from error
+        raise UserError(f"{where} is not a {what}: {error}") from error
     except Exception as error:  # a damaged pickle can fail in any way
-        raise UserError(f"{where} is not a readable pickle ({error})") from error
+        raise UserError(f"{where} is not a {what} ({error})") from error
 
 
 def whole_numbers(values: object, what: str) -> np.ndarray:

@@ -21,10 +21,11 @@ from fairseq_cli import train as fairseq_train
 from fairseq_cli import validate as fairseq_validate
 from PIL import EpsImagePlugin, Image
 
+from fairseq_csp.data import files as data_files
 from fairseq_csp.errors import UserError
-from preprocess import aan, archives, cifar10, imdb
+from preprocess import aan, cifar10, imdb
 from preprocess.archives import RawRelease
-from preprocess.png import read_png
+from preprocess.images import read_image
 from tests.helpers.commands import ENVIRONMENT, ROOT, SMALL, call, generate_listops
 from tests.helpers.generated import write_text
 from tests.helpers.running import TINY, TRAINING
@@ -143,7 +144,7 @@ def test_nested_labels_are_not_unfolded():
     for _ in range(40):
         labels = [labels, labels]
     batch = {b"data": np.zeros((2, 3072), np.uint8), b"labels": labels}
-    with pytest.raises(UserError, match="a label is no whole number"):
+    with pytest.raises(UserError, match="the labels are no list or array of whole numbers"):
         cifar10.read_batch(io.BytesIO(pickle.dumps(batch, protocol=2)), "data_batch_1")
 
 
@@ -172,7 +173,7 @@ def test_an_image_starts_no_program(monkeypatch):
     with pytest.raises(pytest.fail.Exception, match="started"):
         Image.open(postscript).load()
     with pytest.raises(UserError, match="is not a readable PNG image"):
-        read_png(postscript, 32, "sample_0.png")
+        read_image(postscript, "sample_0.png", side=32)
 
 
 @pytest.mark.parametrize("side", [5_000, 60_000])
@@ -184,11 +185,10 @@ def test_an_image_larger_than_expected_is_not_decoded(side, monkeypatch):
     content[12:33] = header + struct.pack(">I", zlib.crc32(header))
     monkeypatch.setattr(Image.Image, "load", lambda image: pytest.fail("decoded"))
     with pytest.raises(UserError, match="pixels"):
-        read_png(io.BytesIO(content), 32, "sample_0.png")
+        read_image(io.BytesIO(content), "sample_0.png", side=32)
 
 
-def test_a_small_archive_does_not_fill_the_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(archives, "_LARGEST", 1 << 20)
+def test_a_small_archive_does_not_fill_the_memory(tmp_path):
     path = tmp_path / "aclImdb.tar.gz"
     with tarfile.open(path, "w:gz") as archive:
         member = tarfile.TarInfo("aclImdb/train/pos/0_9.txt")
@@ -200,7 +200,7 @@ def test_a_small_archive_does_not_fill_the_memory(tmp_path, monkeypatch):
 
 
 def test_a_line_without_end_does_not_fill_the_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(archives, "_LARGEST", 1 << 20)
+    monkeypatch.setattr(data_files, "LARGEST", 1 << 20)
     (tmp_path / "new_aan_pairs.train.tsv").write_bytes(b"x" * (3 << 20))
     with pytest.raises(UserError, match=r"train\.tsv, line 1: it is longer than 1 MiB"):
         list(aan.read_pairs(RawRelease(tmp_path)))

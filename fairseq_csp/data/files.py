@@ -41,7 +41,7 @@ def read_whole(file: BinaryIO, where: str, largest: int = LARGEST) -> bytes:
     content = file.read(largest + 1)
     if len(content) > largest:
         raise UserError(
-            f"{where} is larger than {largest:,} bytes, which no such file should be; it is "
+            f"{where} is larger than {largest / (1 << 20):g} MiB, as no such file should be; it is "
             "damaged or not genuine"
         )
     return content

@@ -216,8 +216,8 @@ def test_a_pickle_that_claims_much_costs_nothing():
     size = (1 << 32).to_bytes(8, "little")
     for opcode in (pickle.BYTEARRAY8, pickle.BINBYTES8, pickle.BINUNICODE8):
         tracemalloc.start()
-        with pytest.raises(UserError, match="data_batch_1 is not a readable pickle"):
-            read_pickle(io.BytesIO(b"\x80\x05" + opcode + size), "data_batch_1")
+        with pytest.raises(UserError, match="data_batch_1 is not a batch"):
+            read_pickle(io.BytesIO(b"\x80\x05" + opcode + size), "data_batch_1", "batch")
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
         tracemalloc.stop()
 
