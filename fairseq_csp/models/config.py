@@ -103,6 +103,20 @@ def _fairseq_field(item: dataclasses.Field, hint: Any) -> tuple[Any, dataclasses
     return (Optional[hint] if optional else hint), field  # noqa: UP045
 
 
+def plain_config(cfg: Any) -> types.SimpleNamespace:
+    """Return the values of a configuration by themselves, so that a model can be pickled.
+
+    Args:
+        cfg: of :func:`config_class`, or what omegaconf makes of one.
+    """
+    values = {
+        item.name: getattr(cfg, item.name, None) for item in dataclasses.fields(config_class())
+    }
+    return types.SimpleNamespace(
+        **{name: getattr(value, "value", value) for name, value in values.items()}
+    )
+
+
 def flags_without_effect(cfg: Any) -> list[str]:
     """Return the flags with another value than by default that change nothing in a model.
 

@@ -26,6 +26,7 @@ from fairseq_csp.models.config import (
     architecture_values,
     config_class,
     flags_without_effect,
+    plain_config,
 )
 from fairseq_csp.models.family import FAMILY_REGISTRY, Family, attention_of, family
 from fairseq_csp.models.length_buckets import length_buckets
@@ -49,7 +50,9 @@ class LRAEncoder(nn.Module):
 
     def __init__(self, cfg: SharedConfig, dictionary: Dictionary | None) -> None:
         super().__init__()
-        self.encoder = family(cfg.layer_type).encoder(cfg, dictionary)
+        encoder = family(cfg.layer_type).encoder
+        self.vector_dim = encoder.vector_dim(cfg)
+        self.encoder = encoder(cfg, dictionary)
         self.trim = not cfg.keep_padding
 
     def forward(self, source: Tensor, lengths: Tensor | None) -> Tensor:
@@ -59,6 +62,8 @@ class LRAEncoder(nn.Module):
             ValueError: a length is not between 1 and the number of positions.
         """
         lengths = SequenceLengths.of(lengths, *source.shape, source.device)
+        if not lengths.host:
+            return torch.zeros(0, self.vector_dim, device=source.device)
         buckets = length_buckets(lengths.host) if self.trim and not lengths.full else []
         if not buckets:
             return self.encoder(source, lengths)
@@ -90,9 +95,9 @@ class LRAModel(BaseFairseqModel):
         self, cfg: SharedConfig, dictionary: Dictionary | None, documents: int = 1
     ) -> None:
         super().__init__()
-        self.cfg = cfg
+        self.cfg = cfg = plain_config(cfg)
         self.encoder = LRAEncoder(cfg, dictionary)
-        width = documents * family(cfg.layer_type).encoder.vector_dim(cfg)
+        width = documents * self.encoder.vector_dim
         if cfg.classifier_in_dim not in (None, width):
             raise UserError(
                 f"--classifier-in-dim is {cfg.classifier_in_dim}, but {documents} document(s) of "

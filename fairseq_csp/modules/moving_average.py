@@ -29,9 +29,9 @@ class MovingAverage(nn.Module):
         self.beta = nn.Parameter(torch.randn(2 * dim, components, 1) * 0.02 + signs[:, None])
         self.gamma = nn.Parameter(torch.randn(2 * dim, components))
         self.omega = nn.Parameter(torch.randn(dim))
+        # the longest kernel so far, between the ends of shared_kernels
         self._shared = False
         self._kept: Tensor | None = None
-        self.register_load_state_dict_pre_hook(lambda module, *_: module._forget())
 
     def forward(self, x: Tensor, lengths: SequenceLengths) -> Tensor:
         """Average (batch, D, positions) over the positions; padding counts as 0."""
@@ -39,26 +39,13 @@ class MovingAverage(nn.Module):
         circle = circular_kernel(self._kernel(x.size(2)), self.omega, x.size(2))
         return F.silu(convolve(x, circle))
 
-    def train(self, mode: bool = True) -> "MovingAverage":
-        """Switch between training and evaluation; forget the kernel kept for evaluation."""
-        self._forget()
-        return super().train(mode)
-
-    def _apply(self, *args, **kwargs) -> "MovingAverage":
-        self._forget()
-        return super()._apply(*args, **kwargs)
-
-    def _forget(self) -> None:
-        self._kept = None
-
     def _kernel(self, positions: int) -> Tensor:
         lags = min(positions, self.truncation or positions)
-        if self._shared or not (self.training or torch.is_grad_enabled()):
-            # one set of parameters: the longest kernel so far holds the shorter
-            if self._kept is None or self._kept.size(1) < lags:
-                self._kept = self._compute(lags)
-            return self._kept[:, :lags]
-        return self._compute(lags)
+        if not self._shared:
+            return self._compute(lags)
+        if self._kept is None or self._kept.size(1) < lags:
+            self._kept = self._compute(lags)
+        return self._kept[:, :lags]
 
     def _compute(self, lags: int) -> Tensor:
         return ema_kernel(self.delta, self.alpha, self.beta, self.gamma, lags)
@@ -71,9 +58,6 @@ def shared_kernels(model: nn.Module) -> Iterator[None]:
     The parameters must not change inside; their gradients add up.
     """
     averages = [module for module in model.modules() if isinstance(module, MovingAverage)]
-    if not torch.is_grad_enabled():
-        # an evaluation keeps them anyway, for longer
-        averages = []
     for average in averages:
         average._shared = True
     try:
@@ -81,4 +65,4 @@ def shared_kernels(model: nn.Module) -> Iterator[None]:
     finally:
         for average in averages:
             average._shared = False
-            average._forget()
+            average._kept = None

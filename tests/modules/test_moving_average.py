@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from fairseq_csp.modules.lengths import SequenceLengths
 from fairseq_csp.modules.moving_average import MovingAverage, shared_kernels
@@ -36,25 +37,31 @@ def test_padding_counts_as_zero():
     assert found.isfinite().all()
 
 
-def test_kept_kernel_is_that_of_the_weights():
+CHANGES = {
+    "in place": lambda average, other: average.load_state_dict(other.state_dict()),
+    "by data": lambda average, other: [
+        mine.data.copy_(theirs.data)
+        for mine, theirs in zip(average.parameters(), other.parameters(), strict=True)
+    ],
+    "by a vector": lambda average, other: vector_to_parameters(
+        parameters_to_vector(other.parameters()), average.parameters()
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_kernel_is_that_of_the_weights(change):
     torch.manual_seed(0)
-    average = MovingAverage(3, 4).eval()
+    average, other = MovingAverage(3, 4).eval(), MovingAverage(3, 4).eval()
     x, lengths = torch.randn(2, 3, 7), SequenceLengths.of(None, 2, 7, CPU)
-    short, few = x[:, :, :4], SequenceLengths.of(None, 2, 4, CPU)
     with torch.no_grad():
-        # shorter, longer and shorter again, all from what was kept
-        for y, some in ((short, few), (x, lengths), (short, few)):
-            torch.testing.assert_close(average(y, some), naive(average, y), rtol=1e-4, atol=1e-5)
-        # a step of training, new weights, another dtype: each forgets it
-        average.train()
-        average.alpha += 1
-        average.eval()
-        torch.testing.assert_close(average(x, lengths), naive(average, x), rtol=1e-4, atol=1e-5)
-        other = MovingAverage(3, 4)
-        average.load_state_dict(other.state_dict())
-        torch.testing.assert_close(average(x, lengths), naive(other, x), rtol=1e-4, atol=1e-5)
-        average.double()
-        torch.testing.assert_close(average(x.double(), lengths), naive(average, x.double()))
+        before, expected = average(x, lengths), other(x, lengths)
+        called = torch.func.functional_call(average, dict(other.named_parameters()), (x, lengths))
+        assert called.equal(expected)
+        assert average(x, lengths).equal(before)
+        CHANGES[change](average, other)
+        assert average(x, lengths).equal(expected)
+        assert not expected.equal(before)
 
 
 def test_shared_kernel_is_computed_once_and_takes_all_gradients(monkeypatch):
