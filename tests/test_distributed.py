@@ -2,15 +2,15 @@
 
 import re
 import signal
-import socket
 
 import pytest
 import torch
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
+from tests.helpers import commands
 from tests.helpers.building import small, tokens
-from tests.helpers.commands import generate_listops, logged, start, train, training_command
+from tests.helpers.commands import generate_listops, logged, train, training_command
 
 PLAIN = ["--dropout", "0", "--attention-dropout", "0"]
 
@@ -22,16 +22,9 @@ def listops(tmp_path_factory):
 
 
 def start_pair(listops, save_dir, *flags):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    both = [
-        *training_command(listops, save_dir, *PLAIN, "--batch-size", "8", *flags),
-        *("--ddp-backend", "legacy_ddp", "--distributed-backend", "gloo"),
-        *("--distributed-world-size", "2", "--distributed-no-spawn"),
-        *("--distributed-init-method", f"tcp://127.0.0.1:{port}"),
-    ]
-    return [start(*both, "--distributed-rank", rank) for rank in range(2)]
+    return commands.start_pair(
+        training_command(listops, save_dir, *PLAIN, "--batch-size", "8", *flags)
+    )
 
 
 def finish(pair):

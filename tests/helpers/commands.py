@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,20 @@ def start(*command, **environment):
         cwd=ROOT,
         env={**ENVIRONMENT, **environment},
     )
+
+
+def start_pair(command):
+    """Start fairseq-train as two processes of one training, on CPUs."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    both = [
+        *command,
+        *("--ddp-backend", "legacy_ddp", "--distributed-backend", "gloo"),
+        *("--distributed-world-size", "2", "--distributed-no-spawn"),
+        *("--distributed-init-method", f"tcp://127.0.0.1:{port}"),
+    ]
+    return [start(*both, "--distributed-rank", rank) for rank in range(2)]
 
 
 def call(*command):
