@@ -23,7 +23,7 @@ else:  # run as a file: the package itself imports torch
     from datasets import DATASETS
 
 ROOT = Path(__file__).resolve().parent.parent
-MODELS = ("transformer", "mega", "lstm", "flash")
+MODELS = ("transformer", "transformer_rope", "mega", "lstm", "flash")
 PRESETS = ("paper", "mega", "demo")
 DEFAULT = "default"
 # at least so often a run keeps what it has
@@ -87,7 +87,7 @@ MEGA_OWN = {
     "path-x": {"dropout": 0, "batch": 2, "accumulate": 64},
 }
 # ours: no recipe was published for these; the schedule is MEGA's, the rate what each one bears
-OTHER_RATES = {"transformer": .0005, "flash": .001, "lstm": .001}
+OTHER_RATES = {"transformer": .0005, "transformer_rope": .001, "flash": .001, "lstm": .001}
 # ours: for the small stand-ins of `preprocess --demo`, minutes on 2 CPU cores
 DEMO = {
     "listops": {"lr": .004, "batch": 32, "updates": 400, "warmup": 40},

@@ -50,13 +50,8 @@ class RotaryRelativeBias(nn.Module):
 
     def rotated(self, positions: int) -> tuple[Tensor, Tensor]:
         """Return alpha and beta at each position: two tensors (positions, dim)."""
-        # angles in float32: bfloat16 cannot tell neighbouring positions apart
-        half = self.alpha.size(1) // 2
-        steps = torch.arange(max(positions, half), dtype=torch.float, device=self.alpha.device)
-        rates = torch.exp(steps[:half] * -(math.log(10000) / half))
-        angles = torch.outer(steps[:positions], rates)
-        sine, cosine = angles.sin(), angles.cos()
-        return _rotate(self.alpha, sine, cosine), _rotate(self.beta, sine, cosine)
+        sine, cosine = rotary_angles(positions, self.alpha.size(1), self.alpha.device)
+        return rotate(self.alpha, sine, cosine), rotate(self.beta, sine, cosine)
 
     def forward(self, positions: int, first: int = 0, count: int | None = None) -> Tensor:
         """Return (count, positions): entry [i, j] is for query first + i and key j."""
@@ -65,9 +60,38 @@ class RotaryRelativeBias(nn.Module):
         return (alpha[first:last] @ beta.t()).to(self.alpha.dtype)
 
 
-def _rotate(vector: Tensor, sine: Tensor, cosine: Tensor) -> Tensor:
-    first, second = vector.to(sine.dtype).chunk(2, dim=1)
-    return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=1)
+def rotary_angles(positions: int, dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return sine and cosine of the angle of each position and pair of channels.
+
+    Args:
+        positions: number of positions.
+        dim: channels, an even number.
+        device: where to.
+
+    Returns:
+        Two tensors (positions, dim / 2), float32: bfloat16 cannot tell neighbours apart.
+    """
+    half = dim // 2
+    numbers = torch.arange(max(positions, half), dtype=torch.float, device=device)
+    rates = torch.exp(numbers[:half] * -(math.log(10000) / half))
+    angles = torch.outer(numbers[:positions], rates)
+    return angles.sin(), angles.cos()
+
+
+def rotate(vectors: Tensor, sine: Tensor, cosine: Tensor) -> Tensor:
+    """Rotate the first half of the channels against the second (arXiv 2104.09864, section 3).
+
+    Args:
+        vectors: (..., positions, dim), any floating dtype.
+        sine: (positions, dim / 2) of :func:`rotary_angles`.
+        cosine: the shape of the sine.
+
+    Returns:
+        The shape of ``vectors``, float32 or wider.
+    """
+    wide = torch.promote_types(vectors.dtype, sine.dtype)
+    first, second = vectors.to(wide).chunk(2, dim=-1)
+    return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
 
 
 def build_relative_bias(name: str, max_positions: int, dim: int) -> nn.Module:

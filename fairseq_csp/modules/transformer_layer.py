@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from fairseq.modules import LayerNorm
 from torch import Tensor, nn
 
+from fairseq_csp.errors import UserError
 from fairseq_csp.modules.attention import HeadAttention, QueryKeyAttention, ValueAttention
 from fairseq_csp.modules.lengths import SequenceLengths
 from fairseq_csp.modules.pointwise import activation
+from fairseq_csp.modules.relative_bias import rotary_angles, rotate
 from fairseq_csp.ops.dropout import dropout
 
 
@@ -21,10 +23,23 @@ class MultiHeadAttention(nn.Module):
     Args:
         dim: model channels.
         attention: what mixes the positions.
+        rotary: rotate the queries and keys of each head by their positions (arXiv 2104.09864).
+
+    Raises:
+        UserError: the channels of a head cannot be halved for the rotation.
     """
 
-    def __init__(self, dim: int, attention: ValueAttention | QueryKeyAttention) -> None:
+    def __init__(
+        self, dim: int, attention: ValueAttention | QueryKeyAttention, rotary: bool = False
+    ) -> None:
         super().__init__()
+        self.rotary = rotary and attention.uses_queries
+        self.head_dim = dim // attention.context.heads
+        if self.rotary and self.head_dim % 2:
+            raise UserError(
+                f"--encoder-attention-heads {attention.context.heads} leaves {self.head_dim} of "
+                f"{dim} channels to a head, which the rotation needs to be an even number"
+            )
         inputs = ["v_proj"]
         if attention.uses_queries:
             # the published order
@@ -37,9 +52,21 @@ class MultiHeadAttention(nn.Module):
     def forward(self, x: Tensor, lengths: SequenceLengths) -> Tensor:
         """Map (positions, batch, dim) to the same shape."""
         names = ["v_proj", *(["q_proj", "k_proj"] if self.attention.uses_queries else [])]
-        values, *others = (getattr(self, name)(x).permute(1, 2, 0) for name in names)
+        values, *others = (getattr(self, name)(x) for name in names)
+        if self.rotary:
+            others = [self._rotate(vectors) for vectors in others]
+        values, *others = (vectors.permute(1, 2, 0) for vectors in (values, *others))
         mixed = self.attention(values, lengths, *others)
         return self.out_proj(mixed.permute(2, 0, 1))
+
+    def _rotate(self, vectors: Tensor) -> Tensor:
+        """Rotate each head of (positions, batch, dim) by the positions."""
+        sine, cosine = (
+            angle[:, None, None]
+            for angle in rotary_angles(len(vectors), self.head_dim, vectors.device)
+        )
+        heads = vectors.unflatten(2, (-1, self.head_dim))
+        return rotate(heads, sine, cosine).flatten(2).to(vectors.dtype)
 
     def drop_dead_weights(self, state_dict: dict[str, Tensor], prefix: str) -> int:
         """Remove the queries' and keys' projections where the function has neither.
@@ -66,7 +93,7 @@ def _initialise(inputs: Sequence[nn.Linear], output: nn.Linear) -> None:
 
 
 class TransformerEncoderLayer(nn.Module):
-    """Attention and feed-forward block, each with a residual and then a layer norm.
+    """Attention and feed-forward block, each with a residual and a layer norm.
 
     Args:
         self_attn: what mixes the positions.
@@ -75,6 +102,7 @@ class TransformerEncoderLayer(nn.Module):
         activation_fn: name of its activation.
         dropout: probability of dropping a model channel.
         hidden_dropout: probability of dropping a hidden number.
+        prenorm: normalise what goes into each block rather than what comes out.
     """
 
     def __init__(
@@ -86,6 +114,7 @@ class TransformerEncoderLayer(nn.Module):
         activation_fn: str,
         dropout: float,
         hidden_dropout: float,
+        prenorm: bool = False,
     ) -> None:
         super().__init__()
         self.self_attn = self_attn
@@ -96,6 +125,7 @@ class TransformerEncoderLayer(nn.Module):
         self.activation = activation(activation_fn)
         self.dropout = dropout
         self.hidden_dropout = hidden_dropout
+        self.prenorm = prenorm
 
     def forward(self, x: Tensor, lengths: SequenceLengths, repeat: int = 0) -> Tensor:
         """Map (positions, batch, dim) to the same shape.
@@ -105,6 +135,13 @@ class TransformerEncoderLayer(nn.Module):
             lengths: valid positions of each row.
             repeat: how many times this layer was applied before, where layers share their weights.
         """
+        if self.prenorm:
+            x = x + self._mix(self.self_attn_layer_norm(x), lengths, repeat)
+            return x + self._feed_forward(self.final_layer_norm(x))
+        x = self.self_attn_layer_norm(x + self._mix(x, lengths, repeat))
+        return self.final_layer_norm(x + self._feed_forward(x))
+
+    def _mix(self, x: Tensor, lengths: SequenceLengths, repeat: int) -> Tensor:
         whole = isinstance(self.self_attn, HeadAttention)
         attention = self.self_attn if whole else self.self_attn.attention
         attention.layer = attention.context.layer + repeat
@@ -112,7 +149,9 @@ class TransformerEncoderLayer(nn.Module):
             mixed = self.self_attn(x.permute(1, 2, 0), lengths).permute(2, 0, 1)
         else:
             mixed = self.self_attn(x, lengths)
-        x = self.self_attn_layer_norm(x + dropout(mixed, self.dropout, self.training))
+        return dropout(mixed, self.dropout, self.training)
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
         hidden = self.activation(self.fc1(x))
         hidden = self.fc2(dropout(hidden, self.hidden_dropout, self.training))
-        return self.final_layer_norm(x + dropout(hidden, self.dropout, self.training))
+        return dropout(hidden, self.dropout, self.training)

@@ -15,7 +15,7 @@ torch.set_num_threads(1)
 
 TASKS = ("listop", "imdb", "aan", "cifar10", "pf32", "pf128")
 TEXT_TASKS = TASKS[:3]
-FAMILIES = ("mega", "transformer", "flash", "lstm")
+FAMILIES = ("mega", "transformer", "transformer_rope", "flash", "lstm")
 NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0, "act_dropout": 0.0}
 SMALL = NO_DROPOUT | {
     "encoder_layers": 2,

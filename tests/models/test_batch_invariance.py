@@ -37,6 +37,8 @@ MODELS = [
     ("transformer", {"sen_rep_type": "mp"}),
     ("transformer", {"encoder_learned_pos": True}),
     *(("transformer", mixed | {"tie_layer_weights": tied}) for mixed in CSP for tied in (0, 1)),
+    ("transformer_rope", {}),
+    ("transformer_rope", {"attention": "csp"}),
     ("lstm", {"sen_rep_type": "cls"}),
     ("lstm", {"sen_rep_type": "mp"}),
 ]  # fmt: skip

@@ -8,7 +8,8 @@ from tests.helpers.building import FAMILIES, TASKS, pixels, small, tokens
 ATTENTIONS = {
     "mega": ("softmax", "laplace", "relu2", "csp"),
     "flash": ("softmax", "laplace", "relu2", "csp"),
-    "transformer": ("softmax", "csp"),
+    "transformer": ("softmax", "laplace", "csp"),
+    "transformer_rope": ("softmax", "relu2", "csp"),
     "lstm": (None,),
 }
 CELLS = [

@@ -101,7 +101,7 @@ class TransformerEncoder(Encoder):
         self.repeats = cfg.encoder_layers if cfg.tie_layer_weights else 1
         self.layers = nn.ModuleList(
             TransformerEncoderLayer(
-                _build_attention(cfg, layer),
+                build_layer_attention(cfg, layer),
                 dim,
                 cfg.encoder_ffn_embed_dim,
                 activation_fn=cfg.activation_fn,
@@ -138,8 +138,19 @@ class TransformerEncoder(Encoder):
         return pool(x.permute(1, 2, 0), lengths, self.cfg.sen_rep_type)
 
 
-def _build_attention(cfg: Any, layer: int) -> MultiHeadAttention | HeadAttention:
-    """Build what mixes the positions in a layer."""
+def build_layer_attention(
+    cfg: Any, layer: int, rotary: bool = False
+) -> MultiHeadAttention | HeadAttention:
+    """Build what mixes the positions in a layer of a Transformer.
+
+    Args:
+        cfg: the model's configuration.
+        layer: index of the layer, from 0.
+        rotary: rotate queries and keys by their positions.
+
+    Raises:
+        UserError: the heads do not divide the channels, or the family cannot take the function.
+    """
     dim, heads = cfg.encoder_embed_dim, cfg.encoder_attention_heads
     context = AttentionContext(
         value_dim=dim,
@@ -156,4 +167,6 @@ def _build_attention(cfg: Any, layer: int) -> MultiHeadAttention | HeadAttention
         raise UserError(
             f"--encoder-attention-heads {heads} does not divide --encoder-embed-dim {dim}"
         )
-    return attention if isinstance(attention, HeadAttention) else MultiHeadAttention(dim, attention)
+    if isinstance(attention, HeadAttention):
+        return attention
+    return MultiHeadAttention(dim, attention, rotary)
