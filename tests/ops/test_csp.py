@@ -9,6 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fairseq_csp.ops import native
 from fairseq_csp.ops.csp import (
     ORDERS,
     SHIFTS,
@@ -18,11 +19,26 @@ from fairseq_csp.ops.csp import (
     permutation_matrix,
 )
 from fairseq_csp.ops.csp.naive import permute_naive
+from fairseq_csp.ops.csp.operators import csp_permute, csp_restore, csp_shifts
 
 GOLDEN = np.load(Path(__file__).parent / "csp_operator.npz")
 GOLDEN_CASES = sorted({name.split("/")[0] for name in GOLDEN.files}, key=int)
+IMPLEMENTATIONS = ["native", "reference", "reference in small blocks", "reference as on a GPU"]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 GROUPS = [1, 2, 3, 4, 8, 9, 300, "full"]
+
+
+@pytest.fixture(params=IMPLEMENTATIONS, autouse=True)
+def implementation(request, monkeypatch):
+    """Every test here runs over every implementation."""
+    name, _, how = request.param.partition(" ")
+    monkeypatch.setenv("FAIRSEQ_CSP_KERNELS", name)
+    if name == "native" and (problem := native.load()):
+        pytest.skip(problem)
+    if how == "in small blocks":
+        monkeypatch.setattr(eager, "BLOCK", 7)
+    elif how == "as on a GPU":
+        monkeypatch.setattr(eager, "_blocks", lambda *inputs: [eager._one_block(*inputs)])
 
 
 def draw(batch, positions, channels, dtype=torch.float32, seed=0, ties=False):
@@ -101,21 +117,13 @@ def test_shifts_reach_every_scale_over_all_layers():
     assert 3800 < shifts[-1] < 4000
 
 
-@pytest.fixture(params=["large blocks", "small blocks", "one block, as on a GPU"])
-def blocks(request, monkeypatch):
-    if request.param == "small blocks":
-        monkeypatch.setattr(eager, "BLOCK", 7)
-    elif request.param == "one block, as on a GPU":
-        monkeypatch.setattr(eager, "divide", eager.one_block)
-
-
 @settings(
     max_examples=150,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(data=st.data())
-def test_equals_naive(blocks, data):
+def test_equals_naive(data):
     positions = data.draw(st.sampled_from([1, 2, 3, 5, 8, 9, 12, 31]))
     batch = data.draw(st.integers(1, 3))
     options = {
@@ -241,10 +249,29 @@ def test_memory_order_changes_nothing(shape, dtype):
         assert torch.equal(first, second)
 
 
-def test_compiles():
+def test_compiles_without_a_break_and_once_for_all_lengths():
     torch._dynamo.reset()
-    compiled = torch.compile(channel_wise_sample_permutation, backend="aot_eager")
-    for lengths in (None, [10, 7]):
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile(channel_wise_sample_permutation, backend=count, fullgraph=True)
+    for seed in range(20):
+        lengths = torch.randint(1, 11, (2,), generator=torch.Generator().manual_seed(seed))
+        values = draw(2, 10, 6, seed=seed)
+        expected = channel_wise_sample_permutation(values, lengths)
+        assert torch.equal(compiled(values, lengths), expected)
+    assert len(graphs) == 1
+    with pytest.raises(ValueError, match="not all from 0 to the 10 positions"):
+        compiled(values, torch.tensor([3, 11]))
+
+
+def test_compiled_gradient():
+    torch._dynamo.reset()
+    compiled = torch.compile(channel_wise_sample_permutation, backend="aot_eager", fullgraph=True)
+    for lengths in (None, torch.tensor([10, 7])):
         values, again = (draw(2, 10, 6).requires_grad_() for _ in range(2))
         out, expected = compiled(values, lengths), channel_wise_sample_permutation(again, lengths)
         assert torch.equal(out, expected)
@@ -252,6 +279,20 @@ def test_compiles():
         out.backward(incoming)
         expected.backward(incoming)
         assert torch.equal(values.grad, again.grad)
+
+
+@pytest.mark.parametrize("group", [1, 2, 3, 9])
+@pytest.mark.parametrize("lengths", [None, [9, 6]], ids=str)
+def test_operators_keep_the_rules_of_torch_library(group, lengths):
+    values = draw(2, 9, 3).transpose(1, 2).contiguous().requires_grad_()
+    lengths = None if lengths is None else torch.tensor(lengths)
+    counts = torch.tensor([9]) if lengths is None else lengths
+    inputs = (counts, 9, 3, 1, 2, "exponential", group)
+    torch.library.opcheck(csp_shifts, inputs)
+    shifts = csp_shifts(*inputs)
+    torch.library.opcheck(csp_permute, (values, lengths, shifts, group, True, False))
+    grad, kept = csp_permute(values.detach(), lengths, shifts, group, True, False)
+    torch.library.opcheck(csp_restore, (grad, lengths, shifts, kept, group, True))
 
 
 def test_lengths_that_are_sums_of_a_mask_leave_nothing_behind():

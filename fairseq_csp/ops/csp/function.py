@@ -5,10 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fairseq_csp.ops.csp.autograd import permute
-from fairseq_csp.ops.csp.eager import Permutation
-from fairseq_csp.ops.csp.options import ORDERS, check_layer, check_options, sequence_lengths
-from fairseq_csp.ops.csp.shifts import shift_tuple
+from fairseq_csp.ops.csp.operators import csp_permute, csp_shifts
+from fairseq_csp.ops.csp.options import FULL, ORDERS, check_layer, check_options, sequence_lengths
 
 
 def channel_wise_sample_permutation(
@@ -52,9 +50,11 @@ def channel_wise_sample_permutation(
             "values must be a floating tensor of shape (batch, positions, channels), got "
             f"{values.dtype} of shape {tuple(values.shape)}"
         )
+    if lengths is not None and not torch.compiler.is_compiling():
+        lengths = sequence_lengths(lengths, values.size(0), values.size(1))
     return permute_channels(
         values.transpose(1, 2),
-        sequence_lengths(lengths, values.size(0), values.size(1)),
+        lengths,
         layer=layer,
         num_layers=num_layers,
         shift=shift,
@@ -66,7 +66,7 @@ def channel_wise_sample_permutation(
 
 def permute_channels(
     values: Tensor,
-    lengths: Sequence[int],
+    lengths: Tensor | Sequence[int] | None,
     *,
     layer: int,
     num_layers: int,
@@ -79,8 +79,8 @@ def permute_channels(
 
     Args:
         values: (batch, channels, positions), any floating dtype.
-        lengths: valid positions of each sequence, Python integers; 0 is allowed here (an empty
-            chunk).
+        lengths: (batch,) valid positions of each sequence, integers up to the positions, which are
+            not checked on a GPU; 0 is allowed here (an empty chunk). All are valid when None.
         layer: index of this layer, from 0.
         num_layers: number of layers.
         shift: ``exponential``, ``linear`` or ``none``.
@@ -98,12 +98,19 @@ def permute_channels(
     check_layer(layer, num_layers)
     if values.numel() == 0:
         return values.clone()
-    shifts = {
-        n: shift_tuple(max(n, 1), values.size(1), layer, num_layers, shift, group_size)
-        for n in set(lengths)
-    }
-    shift_first = order == ORDERS[0]
-    return permute(values, Permutation(tuple(lengths), shifts, group_size, shift_first, descending))
+    _, channels, positions = values.shape
+    if lengths is not None and not isinstance(lengths, Tensor):
+        full = all(length == positions for length in lengths)
+        lengths = None if full else torch.tensor(lengths)
+    if lengths is not None:
+        lengths = lengths.to(values.device, torch.int64)
+    # one sequence stands for all where none is padded
+    counts = torch.full((1,), positions, device=values.device) if lengths is None else lengths
+    group = 0 if group_size == FULL else int(group_size)
+    shifts = csp_shifts(counts, positions, channels, layer, num_layers, shift, group)
+    group = min(group or positions, positions)
+    out, _ = csp_permute(values, lengths, shifts, group, order == ORDERS[0], descending)
+    return out
 
 
 def permutation_matrix(

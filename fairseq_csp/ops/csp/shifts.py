@@ -44,21 +44,70 @@ def channel_shifts(
         raise ValueError(
             f"length is {length} and channels is {channels}; they must be at least 1 and 0"
         )
-    shifts = shift_tuple(length, channels, layer, num_layers, shift, group_size)
-    return torch.tensor(shifts, dtype=torch.int64)
+    group = 0 if group_size == FULL else int(group_size)
+    return _row(length, channels, layer, num_layers, shift, group).long()
+
+
+def shift_rows(
+    lengths: Tensor,
+    positions: int,
+    channels: int,
+    layer: int,
+    num_layers: int,
+    shift: str,
+    group: int,
+) -> Tensor:
+    """Return the shifts of sequences of different lengths, on the device of the lengths.
+
+    Args:
+        lengths: (batch,) int64, from 0 to ``positions``; a GPU is not asked for them.
+        positions: the greatest length there may be.
+        channels: number of channels.
+        layer: index of the layer, from 0.
+        num_layers: number of layers.
+        shift: name of the strategy.
+        group: positions in a sorted group, 0 for the full sequence; only ``linear`` uses it.
+
+    Returns:
+        (batch, channels) int32.
+
+    Raises:
+        ValueError: on a CPU, a length is out of its range.
+    """
+    options = (channels, layer, num_layers, shift, group)
+    if lengths.device.type != "cpu":
+        return _table(positions, *options, lengths.device)[lengths]
+    listed = lengths.tolist()
+    if not all(0 <= length <= positions for length in listed):
+        raise ValueError(f"lengths {listed} are not all from 0 to the {positions} positions")
+    rows = [_row(length, *options) for length in listed]
+    return torch.stack(rows) if rows else lengths.new_empty(0, channels, dtype=torch.int32)
+
+
+@lru_cache(maxsize=64)
+def _table(
+    positions: int,
+    channels: int,
+    layer: int,
+    num_layers: int,
+    shift: str,
+    group: int,
+    device: torch.device,
+) -> Tensor:
+    """Return the shifts for each length up to ``positions``: (positions + 1, channels) int32."""
+    options = (channels, layer, num_layers, shift, group)
+    return torch.stack([_row(length, *options) for length in range(positions + 1)]).to(device)
 
 
 @lru_cache(maxsize=65536)
-def shift_tuple(
-    length: int, channels: int, layer: int, num_layers: int, shift: str, group_size: int | str
-) -> tuple[int, ...]:
-    """Return what :func:`channel_shifts` returns as Python integers, without its checks."""
+def _row(length: int, channels: int, layer: int, num_layers: int, shift: str, group: int) -> Tensor:
+    """Return the shifts for one length: (channels,) int32, 0 where there are no positions."""
     if shift == "exponential":
         total = num_layers * channels
         # python's own double-precision power: vectorised ones may differ in the last bit
         shifts = [math.ceil(length ** ((layer * channels + c) / total)) for c in range(channels)]
-    elif shift == "linear" and group_size != FULL:
-        shifts = [group_size * max(c - 1, 0) for c in range(channels)]
+    elif shift == "linear":
+        shifts = [group * max(c - 1, 0) for c in range(channels)]
     else:
         shifts = [0] * channels
-    return tuple(number % length for number in shifts)
+    return torch.tensor([number % max(length, 1) for number in shifts], dtype=torch.int32)
