@@ -141,7 +141,7 @@ class Mixing(nn.Module):
             group = self.cfg.csp_group_size
             mixed = permute_channels(
                 projected.transpose(1, 2),
-                (x.size(1),) * x.size(0),
+                None,
                 layer=self.layer,
                 num_layers=self.cfg.encoder_layers,
                 shift=str(self.cfg.csp_shift),

@@ -58,7 +58,9 @@ class CSPAttention(ValueAttention):
 
     def forward(self, values: Tensor, lengths: SequenceLengths) -> Tensor:
         """Permute (batch, channels, positions) within each row."""
-        return permute_channels(values, lengths.host, layer=self.layer, **self.arguments)
+        return permute_channels(
+            values, None if lengths.full else lengths.tensor, layer=self.layer, **self.arguments
+        )
 
     def attention_map(self, values: Tensor, lengths: SequenceLengths) -> AttentionMaps:
         """Return the permutation matrix of each channel.
