@@ -142,6 +142,12 @@ class LRAModel(BaseFairseqModel):
             )
         if useless := flags_without_effect(cfg):
             attention = attention_of(cfg)
+            fixed = tuple(f"--{name}-" for name in attention.refuses) if attention else ()
+            if refused := [flag for flag in useless if fixed and flag.startswith(fixed)]:
+                raise UserError(
+                    f"{', '.join(refused)} cannot be given with --attention {attention.name}, "
+                    "which fixes what it sets: leave it out"
+                )
             logger.info(
                 f"without effect on {cfg.layer_type} with "
                 f"{attention.name if attention else 'no'} attention: {', '.join(useless)}"

@@ -96,6 +96,7 @@ class AttentionFunction(nn.Module):
         uses_heads: whether the number of heads has one.
         families: the families of encoders that can take it; None: all that call it as its base
             class says.
+        refuses: functions whose options it fixes, so that their flags are an error beside it.
         layer: index of the layer; a layer that is repeated sets it before each call.
     """
 
@@ -106,6 +107,7 @@ class AttentionFunction(nn.Module):
     uses_dropout: ClassVar[bool] = False
     uses_heads: ClassVar[bool] = False
     families: ClassVar[tuple[str, ...] | None] = None
+    refuses: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, context: AttentionContext, options: Any = None) -> None:
         super().__init__()

@@ -1,0 +1,107 @@
+"""S4D-Lin (arXiv 2206.11893): a diagonal state space model for each channel."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from scipy.fft import next_fast_len
+from torch import Tensor, nn
+
+from fairseq_csp.errors import UserError
+from fairseq_csp.modules.attention import (
+    AttentionContext,
+    ValueAttention,
+    option,
+    register_attention,
+)
+from fairseq_csp.modules.lengths import SequenceLengths
+from fairseq_csp.ops.ema import circular_kernel, convolve
+
+STEPS = (1e-3, 1e-1)
+
+
+@dataclass
+class S4DOptions:
+    """Options of the state space model.
+
+    Raises:
+        UserError: the states of a channel are not a positive even number.
+    """
+
+    state: int = option(64, "real numbers in the state of a channel of S4D, half of them complex")
+    two_way: bool = option(True, "S4D looks ahead as well as back")
+
+    def __post_init__(self) -> None:
+        if self.state < 2 or self.state % 2:
+            raise UserError(f"--s4d-state is {self.state}; it must be even and at least 2")
+
+
+@register_attention("s4d", options=S4DOptions)
+class S4DAttention(ValueAttention):
+    """``h <- exp(dt A) h + v_t``, ``y_t = 2 Re(Cb h) + D v_t`` as a convolution of each channel.
+
+    ``A = -exp(log_A_real) + i A_imag``, ``Cb = C (exp(dt A) - 1) / A`` (zero-order hold). A second
+    ``C`` looks ahead, from the next position on. Cost ``O(C n (S + log n))``. Parameters of ``C``
+    channels: ``C (3 S + 2)``, one way ``C (2 S + 2)``.
+    """
+
+    def __init__(self, context: AttentionContext, options: S4DOptions | None = None) -> None:
+        super().__init__(context, options)
+        channels, states = context.value_dim, self.options.state // 2
+        directions = 2 if self.options.two_way else 1
+        low, high = map(math.log, STEPS)
+        self.log_dt = nn.Parameter(torch.rand(channels) * (high - low) + low)
+        self.log_A_real = nn.Parameter(torch.full((channels, states), math.log(0.5)))
+        frequencies = math.pi * torch.arange(states, dtype=torch.get_default_dtype())
+        self.A_imag = nn.Parameter(frequencies.repeat(channels, 1))
+        self.C = nn.Parameter(torch.randn(directions, channels, states, 2))
+        self.D = nn.Parameter(torch.randn(channels))
+
+    def forward(self, values: Tensor, lengths: SequenceLengths) -> Tensor:
+        """Convolve (batch, channels, positions) in float32 or wider."""
+        if values.size(2) == 0:
+            return values
+        return convolve(lengths.zero_padding(values), self._circle(values.size(2)))
+
+    def _circle(self, positions: int) -> Tensor:
+        """Return both kernels on one circle, (channels, size)."""
+        kernel = self.kernel(positions)
+        skip = self.D.to(kernel.dtype)
+        if len(kernel) == 1:
+            back = torch.cat([kernel[0, :, :1] + skip[:, None], kernel[0, :, 1:]], dim=1)
+            size = next_fast_len(2 * positions, real=True)
+            return nn.functional.pad(back, (0, size - positions))
+        back, ahead = kernel
+        # the kernel that looks ahead begins one position on
+        ahead = nn.functional.pad(ahead[:, :-1], (1, 0))
+        return circular_kernel(torch.cat([back, ahead]), skip, positions)
+
+    def kernel(self, lags: int) -> Tensor:
+        """Return the kernel of each direction, (directions, channels, lags), float32 or wider.
+
+        A lag is written ``a * m + b`` with ``m`` about the root of the lags, so that only
+        ``2 sqrt(lags)`` powers of a state are taken; a matrix product gives the rest.
+        """
+        wide = torch.promote_types(self.C.dtype, torch.float32)
+        # in float64, in which the angle t dt A of a distant lag is still exact
+        real, imaginary = -self.log_A_real.double().exp(), self.A_imag.double()
+        step = self.log_dt.double().exp()[:, None]
+        decay, turn = step * real, step * imaginary
+        # exp(x) - 1 without loss of digits near 0
+        growth = torch.complex(
+            torch.expm1(decay) * turn.cos() - 2 * (turn / 2).sin() ** 2,
+            decay.exp() * turn.sin(),
+        )
+        weight = torch.view_as_complex(self.C.double()) * growth / torch.complex(real, imaginary)
+        block = max(math.isqrt(lags), 1)
+        blocks = -(-lags // block)
+        rate = torch.complex(decay, turn)[:, :, None]
+        counts = torch.arange(max(block, blocks), dtype=torch.float64, device=rate.device)
+        fine = torch.view_as_real(torch.exp(rate * counts[:block])).to(wide)
+        coarse = torch.exp(rate * (block * counts[:blocks]))
+        coarse = torch.view_as_real(2 * weight[..., None] * coarse).to(wide)
+        # the real part of a product: (directions, channels, blocks, 2 S) times (channels, 2 S,
+        # block)
+        fine = torch.cat([fine[..., 0], -fine[..., 1]], dim=1)
+        coarse = torch.cat([coarse[..., 0], coarse[..., 1]], dim=2).transpose(2, 3)
+        return torch.matmul(coarse, fine).flatten(2)[..., :lags]

@@ -1,0 +1,124 @@
+"""S4D against its golden files and its recurrence."""
+
+import pytest
+import torch
+
+from fairseq_csp import build_attention
+from fairseq_csp.errors import UserError
+from tests.mixers.golden_files import golden
+
+
+def make(channels, **options):
+    torch.manual_seed(0)
+    return build_attention("s4d", value_dim=channels, **options).double()
+
+
+@pytest.mark.parametrize("name", ["s4d_one_way_a", "s4d_two_way_a", "s4d_two_way_b"])
+def test_golden(name):
+    file = golden(name)
+    mixer = make(
+        file.out.size(2),
+        s4d_state=file.options["state"],
+        s4d_two_way=file.options["bidirectional"],
+    )
+    kernels = [key for key in file.parameters if key.startswith("C")]
+    with torch.no_grad():
+        mixer.C.copy_(torch.stack([file.parameters[key] for key in kernels]))
+        for key in ("log_dt", "log_A_real", "A_imag", "D"):
+            getattr(mixer, key).copy_(file.parameters[key].squeeze(0))
+    inputs = {"v": file.inputs["v"].requires_grad_()}
+    out = mixer(inputs["v"], file.lengths)
+    torch.testing.assert_close(out, file.out, rtol=0, atol=1e-10)
+    (out * file.grad_out).sum().backward()
+    found = {f"param.{key}": grad for key, grad in zip(kernels, mixer.C.grad, strict=True)}
+    found |= {f"param.{key}": p.grad for key, p in mixer.named_parameters() if key != "C"}
+    found["in.v"] = inputs["v"].grad
+    assert set(found) == set(file.gradients)
+    for key, expected in file.gradients.items():
+        torch.testing.assert_close(
+            found[key], expected.reshape(found[key].shape), rtol=0, atol=1e-10
+        )
+
+
+@pytest.mark.parametrize("two_way", [False, True])
+def test_recurrence(two_way):
+    """What the docstring says, position by position, on a padded batch."""
+    mixer = make(3, state=6, two_way=two_way)
+    counts = (11, 1, 4)
+    values = torch.randn(3, 11, 3, dtype=torch.float64)
+    for row, n in enumerate(counts):
+        values[row, n:] = torch.nan
+    out = mixer(values, torch.tensor(counts))
+    states = torch.complex(-mixer.log_A_real.exp(), mixer.A_imag)
+    decay = torch.exp(mixer.log_dt.exp()[:, None] * states)
+    weights = torch.view_as_complex(mixer.C) * (decay - 1) / states
+    for row, n in enumerate(counts):
+        expected = mixer.D * values[row, :n]
+        state = torch.zeros_like(states)
+        for i in range(n):
+            state = decay * state + values[row, i, :, None]
+            expected[i] += 2 * (weights[0] * state).sum(1).real
+        if two_way:
+            state = torch.zeros_like(states)
+            for i in reversed(range(n)):
+                expected[i] += 2 * (weights[1] * state).sum(1).real
+                state = decay * state + values[row, i, :, None]
+        torch.testing.assert_close(out[row, :n], expected, rtol=0, atol=1e-12)
+        assert out[row, n:].eq(0).all()
+
+
+def test_one_way_looks_back_only():
+    mixer = make(2, state=4, two_way=False)
+    values = torch.randn(1, 9, 2, dtype=torch.float64)
+    later = values.clone()
+    later[:, 5:] += 1
+    changed = (mixer(later) - mixer(values)).abs().amax((0, 2))
+    assert changed[:5].max() < 1e-12
+    assert changed[5:].min() > 1e-6
+
+
+def test_kernel_decays_and_serves_shorter_rows():
+    mixer = make(4, state=8)
+    with torch.no_grad():
+        mixer.log_dt.fill_(-2.3)
+    kernel = mixer.kernel(400)
+    assert kernel[..., 300:].abs().max() < 1e-4 * kernel[..., :50].abs().max()
+    for lags in (1, 2, 7, 100, 399):
+        torch.testing.assert_close(mixer.kernel(lags), kernel[..., :lags], rtol=0, atol=1e-12)
+
+
+def test_kernel_in_float32():
+    """Angles of distant lags are large; float32 must not lose them."""
+    mixer = make(8, state=64)
+    exact = mixer.kernel(4000)
+    rounded = mixer.float().kernel(4000)
+    assert rounded.dtype == torch.float32
+    assert (rounded - exact).abs().max() < 1e-5 * exact.abs().max()
+
+
+def test_parameters():
+    for two_way, each in ((True, 3 * 10 + 2), (False, 2 * 10 + 2)):
+        mixer = make(7, state=10, two_way=two_way)
+        assert sum(p.numel() for p in mixer.parameters()) == 7 * each
+    torch.testing.assert_close(mixer.A_imag[3].detach().float(), torch.arange(5.0) * torch.pi)
+    assert (mixer.log_A_real.exp() - 0.5).abs().max() < 1e-6
+    assert mixer.log_dt.exp().min() > 1e-3 and mixer.log_dt.exp().max() < 1e-1
+
+
+@pytest.mark.parametrize("two_way", [False, True])
+def test_gradcheck(two_way):
+    mixer = make(2, state=4, two_way=two_way)
+    values = torch.randn(2, 5, 2, dtype=torch.float64, requires_grad=True)
+    lengths = torch.tensor([5, 3])
+
+    def call(values, *parameters):
+        named = dict(zip(dict(mixer.named_parameters()), parameters, strict=True))
+        return torch.func.functional_call(mixer, named, (values, lengths))
+
+    assert torch.autograd.gradcheck(call, (values, *mixer.parameters()))
+
+
+@pytest.mark.parametrize("state", [0, 3, -2])
+def test_bad_state(state):
+    with pytest.raises(UserError, match=f"--s4d-state is {state}; it must be even"):
+        make(2, state=state)
