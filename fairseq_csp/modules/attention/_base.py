@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from fairseq_csp.errors import UserError
@@ -157,7 +158,7 @@ class ValueAttention(AttentionFunction):
 
 
 class QueryKeyAttention(AttentionFunction):
-    """Base class of functions of queries and keys."""
+    """Base class of functions of queries and keys; a subclass gives :meth:`mix`."""
 
     uses_queries = True
     uses_dropout = True
@@ -183,6 +184,56 @@ class QueryKeyAttention(AttentionFunction):
         Returns:
             The shape and dtype of ``values``.
         """
+        folded = (self.fold(lengths.zero_padding(x)) for x in (values, queries, keys))
+        folded_values, folded_queries, folded_keys = folded
+        lengths = lengths.repeat(self.context.heads)
+        mixed = self.mix(folded_values, lengths, folded_queries, folded_keys, bias)
+        return self.unfold(mixed).to(values.dtype)
+
+    def mix(
+        self,
+        values: Tensor,
+        lengths: SequenceLengths,
+        queries: Tensor,
+        keys: Tensor,
+        bias: nn.Module | None,
+    ) -> Tensor:
+        """Mix the positions of each head, the heads folded into the batch.
+
+        Args:
+            values: (batch * heads, channels, positions), 0 at padded positions, any floating dtype.
+            lengths: valid positions of each row and head; a row may have none.
+            queries: (batch * heads, width, positions), 0 at padded positions.
+            keys: the shape of the queries, 0 at padded positions.
+            bias: as ``forward`` is given it.
+
+        Returns:
+            The shape of ``values``, any floating dtype.
+        """
+        raise NotImplementedError
+
+
+class WideAttention(QueryKeyAttention):
+    """Base class of functions that compute in float32 or wider, also under autocast."""
+
+    def mix(
+        self,
+        values: Tensor,
+        lengths: SequenceLengths,
+        queries: Tensor,
+        keys: Tensor,
+        bias: nn.Module | None,
+    ) -> Tensor:
+        """Widen the numbers and mix them by :meth:`mix_wide`."""
+        with torch.autocast(values.device.type, enabled=False):
+            dtype = torch.promote_types(values.dtype, torch.float32)
+            values, queries, keys = (x.to(dtype) for x in (values, queries, keys))
+            return self.mix_wide(values, lengths, queries, keys)
+
+    def mix_wide(
+        self, values: Tensor, lengths: SequenceLengths, queries: Tensor, keys: Tensor
+    ) -> Tensor:
+        """Mix as :meth:`mix` does, in one dtype of float32 or wider and without a bias."""
         raise NotImplementedError
 
 

@@ -18,19 +18,6 @@ class ScoreAttention(QueryKeyAttention):
 
     uses_bias = True
 
-    def forward(
-        self,
-        values: Tensor,
-        lengths: SequenceLengths,
-        queries: Tensor,
-        keys: Tensor,
-        bias: nn.Module | None = None,
-    ) -> Tensor:
-        """Mix (batch, heads * channels, positions) by weights (positions, positions) a head."""
-        values, queries, keys = map(self.fold, (values, queries, keys))
-        lengths = lengths.repeat(self.context.heads)
-        return self.unfold(self.mix(values, lengths, queries, keys, bias))
-
     def mix(
         self,
         values: Tensor,
@@ -128,7 +115,9 @@ class ElementwiseAttention(ScoreAttention):
         """Return ``1/n``; where the lengths differ (batch, 1, 1), in the dtype of the queries."""
         if lengths.full:
             return 1 / lengths.positions
-        return (1 / lengths.tensor.clamp(min=1)[:, None, None]).to(queries.dtype)
+        wide = torch.promote_types(queries.dtype, torch.float32)
+        counts = lengths.tensor.clamp(min=1).to(wide)
+        return counts.reciprocal().to(queries.dtype)[:, None, None]
 
     def weights(self, scores: Tensor, lengths: SequenceLengths) -> Tensor:
         """Return the function of each score, 0 for padded keys, in the scores' shape and dtype."""

@@ -1,0 +1,95 @@
+"""Outputs and gradients of public reference code (tests/golden/mixers)."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from fairseq_csp.modules.attention import ATTENTION_REGISTRY
+from fairseq_csp.modules.standalone import build_attention
+from tests.helpers.commands import ROOT
+from tests.mixers.entries import GOLDEN
+
+FILES = sorted((ROOT / "tests" / "golden" / "mixers").glob("*.npz"))
+
+
+def read(path):
+    with np.load(path) as file:
+        return {name: file[name] for name in file.files}
+
+
+@pytest.mark.parametrize("dtype", [torch.double, torch.float], ids=["float64", "float32"])
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_golden(path, dtype):
+    name = path.stem.split("_")[0]
+    golden, data = GOLDEN[name], read(path)
+    options = json.loads(str(data["options"]))
+    lengths = torch.from_numpy(data["lengths"]).long()
+    tensors = {
+        key: torch.from_numpy(value).to(dtype)
+        for key, value in data.items()
+        if key not in ("options", "source", "lengths")
+    }
+    inputs = {
+        key.removeprefix("in."): value.clone().requires_grad_()
+        for key, value in tensors.items()
+        if key.startswith("in.")
+    }
+    parameters = {
+        key.removeprefix("param."): value.clone().requires_grad_()
+        for key, value in tensors.items()
+        if key.startswith("param.")
+    }
+    used = set()
+
+    def project(role, x):
+        weight, bias = (f"{golden.projections[role]}.{kind}" for kind in ("weight", "bias"))
+        used.update((weight, bias))
+        weight = parameters[weight]
+        weight = weight.t() if "x @ weight" in options.get("weights", "") else weight
+        return torch.nn.functional.linear(x, weight, parameters[bias])
+
+    heads = options.get("heads") or (inputs["q"].size(1) if "q" in inputs else 1)
+    if golden.projections:
+        x = inputs["x"].transpose(1, 2)
+        called = [project(role, x) for role in "vqk"]
+    else:
+        called = [inputs[role].flatten(1, -2).transpose(1, 2) for role in "xvqk" if role in inputs]
+    sizes = {"value_dim": called[0].size(2), "heads": heads}
+    if len(called) > 1:
+        sizes["query_dim"] = called[1].size(2)
+    module = build_attention(
+        name,
+        max_positions=options.get("max_positions", called[0].size(1)),
+        grid=tuple(options["grid"]) if "grid" in options else None,
+        **sizes,
+        **golden.options(options),
+    ).to(dtype)
+    own = {}
+    for key, value in module.state_dict().items():
+        theirs = golden.parameters.get(key, key)
+        own[key] = parameters[theirs].reshape(value.shape)
+        used.add(theirs)
+    assert used == set(parameters)
+    out = torch.func.functional_call(module.eval(), own, (called[0], lengths, *called[1:]))
+    if "out" in golden.projections:
+        out = project("out", out)
+    mask = torch.arange(out.size(1)) < lengths[:, None]
+    out = (out * mask[:, :, None]).transpose(1, 2).reshape(tensors["out"].shape)
+    (out * tensors["grad_out"]).sum().backward()
+    found = {"out": out}
+    found |= {f"grad.in.{key}": value.grad for key, value in inputs.items()}
+    found |= {f"grad.param.{key}": value.grad for key, value in parameters.items()}
+    tolerance = golden.tolerance if dtype == torch.double else max(1e-5, golden.tolerance)
+    for key, value in found.items():
+        if key not in tensors:
+            continue
+        expected = tensors[key]
+        assert value is not None, key
+        error = (value - expected).abs().max() / expected.abs().max().clamp(min=1e-30)
+        assert error < tolerance, f"{key} is {error:.1e} of its largest number off"
+
+
+def test_every_golden_file_has_an_entry():
+    assert {path.stem.split("_")[0] for path in FILES} <= set(ATTENTION_REGISTRY) & set(GOLDEN)
