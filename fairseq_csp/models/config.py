@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import Any, Optional
 
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.models import MODEL_DATACLASS_REGISTRY
 from fairseq.utils import get_available_activation_fns
+from hydra.core.config_store import ConfigStore
 
 import fairseq_csp.models.families  # noqa: F401 (registers them)
 from fairseq_csp.errors import UserError
@@ -76,16 +78,37 @@ def _make_class() -> type[SharedConfig]:
         hints = typing.get_type_hints(member.options)
         for item in dataclasses.fields(member.options):
             flags.setdefault(item.name, _fairseq_field(item, hints[item.name]))
-    for cls in ATTENTION_REGISTRY.values():
-        hints = typing.get_type_hints(cls.options_type)
-        for item in dataclasses.fields(cls.options_type):
-            flags[option_key(cls, item)] = _fairseq_field(item, hints[item.name])
+    flags |= attention_flags()
     return dataclasses.make_dataclass(
         "LRAConfig",
         [(name, *flag) for name, flag in flags.items()],
         bases=(SharedConfig,),
         namespace={"__module__": __name__},
     )
+
+
+def attention_flags() -> dict[str, tuple[Any, dataclasses.Field]]:
+    """Return type and field, by name, of the flags of the attention functions."""
+    flags = {}
+    for cls in ATTENTION_REGISTRY.values():
+        hints = typing.get_type_hints(cls.options_type)
+        for item in dataclasses.fields(cls.options_type):
+            flags[option_key(cls, item)] = _fairseq_field(item, hints[item.name])
+    return flags
+
+
+def renew_flags(model: type, name: str, config: type) -> None:
+    """Tell fairseq of a model's flags anew, with those of what was registered since.
+
+    Args:
+        model: the class.
+        name: the name it is registered under.
+        config: the dataclass of its flags.
+    """
+    model.__dataclass = MODEL_DATACLASS_REGISTRY[name] = config
+    node = config()
+    node._name = name
+    ConfigStore.instance().store(name=name, group="model", node=node, provider="fairseq")
 
 
 def _fairseq_field(item: dataclasses.Field, hint: Any) -> tuple[Any, dataclasses.Field]:
@@ -103,14 +126,16 @@ def _fairseq_field(item: dataclasses.Field, hint: Any) -> tuple[Any, dataclasses
     return (Optional[hint] if optional else hint), field  # noqa: UP045
 
 
-def plain_config(cfg: Any) -> types.SimpleNamespace:
+def plain_config(cfg: Any, config: type | None = None) -> types.SimpleNamespace:
     """Return the values of a configuration by themselves, so that a model can be pickled.
 
     Args:
-        cfg: of :func:`config_class`, or what omegaconf makes of one.
+        cfg: of the class, or what omegaconf makes of one.
+        config: the class; None: that of :func:`config_class`.
     """
     values = {
-        item.name: getattr(cfg, item.name, None) for item in dataclasses.fields(config_class())
+        item.name: getattr(cfg, item.name, None)
+        for item in dataclasses.fields(config or config_class())
     }
     return types.SimpleNamespace(
         **{name: getattr(value, "value", value) for name, value in values.items()}

@@ -151,7 +151,7 @@ def can_take(member: Family, cls: type[AttentionFunction]) -> bool:
 def attention_options(cfg: Any, cls: type[AttentionFunction]) -> dict[str, Any]:
     """Return the options of an attention function that a configuration holds."""
     return {
-        item.name: getattr(cfg, option_key(cls, item))
+        item.name: getattr(cfg, option_key(cls, item), item.default)
         for item in dataclasses.fields(cls.options_type)
     }
 

@@ -8,14 +8,12 @@ from argparse import Namespace
 import torch
 from fairseq.data import Dictionary
 from fairseq.models import (
-    MODEL_DATACLASS_REGISTRY,
     BaseFairseqModel,
     register_model,
     register_model_architecture,
 )
 from fairseq.modules.transformer_sentence_encoder import init_bert_params
 from fairseq.tasks import FairseqTask
-from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
@@ -27,9 +25,11 @@ from fairseq_csp.models.config import (
     config_class,
     flags_without_effect,
     plain_config,
+    renew_flags,
 )
 from fairseq_csp.models.family import FAMILY_REGISTRY, Family, attention_of, family
 from fairseq_csp.models.length_buckets import length_buckets
+from fairseq_csp.models.loading import CheckpointLoading
 from fairseq_csp.models.tpu import take_back_tpu
 from fairseq_csp.modules import attention as attention_functions
 from fairseq_csp.modules.lengths import SequenceLengths
@@ -77,19 +77,14 @@ class LRAEncoder(nn.Module):
 
 
 @register_model("lra", dataclass=config_class())
-class LRAModel(BaseFairseqModel):
+class LRAModel(CheckpointLoading, BaseFairseqModel):
     """``classifier(rep(src))``, or ``classifier(rep(src1), rep(src))`` for two documents.
 
     Args:
         cfg: the model's configuration.
         dictionary: symbols of the source; None for images.
         documents: how many documents an example has, 1 or 2.
-
-    Attributes:
-        optimizer_is_restored: whether a checkpoint's optimizer state comes with its weights.
     """
-
-    optimizer_is_restored = False
 
     def __init__(
         self, cfg: SharedConfig, dictionary: Dictionary | None, documents: int = 1
@@ -181,60 +176,6 @@ class LRAModel(BaseFairseqModel):
             vectors = self.classifier_activation(layer(vectors))
         return self.sentence_projection_layer(vectors)
 
-    def load_state_dict(
-        self, state_dict: dict[str, Tensor], *args: object, **kwargs: object
-    ) -> object:
-        """Load the weights of a checkpoint.
-
-        Raises:
-            UserError: they are those of another architecture or size.
-        """
-        try:
-            return super().load_state_dict(state_dict, *args, **kwargs)
-        except RuntimeError as error:
-            differences = _differences(state_dict, self.state_dict())
-            raise UserError(
-                f"the checkpoint does not fit the model: {differences[0]} ({len(differences):,} "
-                "such differences); give the data, --arch, --attention and sizes that it was "
-                "trained with, or another --save-dir to train anew"
-            ) from error
-
-    def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> None:
-        """Drop, with one log line, attention weights that this model has no use for.
-
-        Raises:
-            UserError: their optimizer state would be restored.
-        """
-        prefix = f"{name}." if name else ""
-        dropped = sum(
-            module.drop_dead_weights(state_dict, f"{prefix}{path}.")
-            for path, module in self.named_modules()
-            if hasattr(module, "drop_dead_weights")
-        )
-        if dropped and self.optimizer_is_restored:
-            raise UserError(
-                f"the checkpoint has {dropped:,} attention weights that --attention "
-                f"{self.cfg.attention} lacks, so that its optimizer state does not fit: leave that "
-                "out with --reset-optimizer, or start from the weights alone with "
-                "--finetune-from-model"
-            )
-        if dropped:
-            logger.info(f"dropped {dropped:,} attention weights that {self.cfg.attention} lacks")
-
-
-def _differences(loaded: dict[str, Tensor], own: dict[str, Tensor]) -> list[str]:
-    """Tell each parameter that a checkpoint has in another shape, lacks, or has too many."""
-    both = [name for name in own if name in loaded]
-    return [
-        *(
-            f"{name} has shape {tuple(loaded[name].shape)} there and {tuple(own[name].shape)} here"
-            for name in both
-            if loaded[name].shape != own[name].shape
-        ),
-        *(f"{name} is missing there" for name in own if name not in loaded),
-        *(f"{name} is unknown here" for name in loaded if name not in own),
-    ]
-
 
 def _xavier_linear(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
     layer = nn.Linear(inputs, outputs, bias=bias)
@@ -259,10 +200,7 @@ def _set_defaults(arch: str, args: Namespace | DictConfig) -> None:
 
 def _renew_flags(name: str) -> None:
     """Tell fairseq of the flags of what was registered since."""
-    LRAModel.__dataclass = MODEL_DATACLASS_REGISTRY["lra"] = config_class()
-    node = config_class()()
-    node._name = "lra"
-    ConfigStore.instance().store(name="lra", group="model", node=node, provider="fairseq")
+    renew_flags(LRAModel, "lra", config_class())
 
 
 for _member in FAMILY_REGISTRY.values():

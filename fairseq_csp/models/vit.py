@@ -7,55 +7,86 @@ authors' code (arXiv 2410.10914). Needs neither fairseq nor data::
     logits = model(images)  # normalised, (batch, channels, height, width)
 """
 
-import logging
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairseq_csp.errors import UserError
-from fairseq_csp.ops.csp import FULL, permute_channels
+from fairseq_csp.models.family import attention_options, option_key
+from fairseq_csp.models.loading import CheckpointLoading
+from fairseq_csp.modules.attention import (
+    ATTENTION_REGISTRY,
+    AttentionContext,
+    AttentionFunction,
+    HeadAttention,
+    attention_class,
+    make_attention,
+)
+from fairseq_csp.modules.lengths import SequenceLengths
 from fairseq_csp.ops.dropout import dropout
-
-logger = logging.getLogger(__name__)
 
 POOLINGS = ("mp", "cls", "max")
 SOFTMAX = "softmax"
+# for attention functions that name the families of encoders they are for
+FAMILY = "vit"
 
 
-def _flag(default: object, text: str) -> Any:
+def flag(default: object, text: str) -> Any:
+    """Declare an option by its default and its help text."""
     return field(default=default, metadata={"help": text})
 
 
 @dataclass
-class ViTConfig:
-    """Options of a Vision Transformer.
+class SharedConfig:
+    """Options that do not belong to an attention function.
 
     Sizes of images and patches are a number, or two as ``(height, width)`` or ``HEIGHTxWIDTH``.
     """
 
-    attention: Optional[str] = _flag(  # noqa: UP045 (fairseq reads the annotation)
+    attention: Optional[str] = flag(  # noqa: UP045 (fairseq reads the annotation)
         None, "what mixes the patches, by its registered name (default: softmax)"
     )
-    csp_shift: str = _flag("linear", "how far CSP shifts each channel")
-    csp_group_size: Any = _flag(2, "positions CSP sorts together: a number, or full")
-    csp_order: str = _flag("shift_sort", "which of CSP's two steps comes first")
-    csp_descending: bool = _flag(False, "CSP sorts from the largest to the smallest")
-    image_size: Any = _flag(32, "pixels of an image: a number, or HEIGHTxWIDTH")
-    patch_size: Any = _flag(4, "pixels of a patch: a number, or HEIGHTxWIDTH")
-    image_channels: int = _flag(3, "channels of an image")
-    sentence_class_num: int = _flag(10, "number of classes")
-    encoder_layers: int = _flag(6, "number of layers")
-    encoder_embed_dim: int = _flag(512, "model channels")
-    encoder_ffn_embed_dim: int = _flag(512, "channels inside a feed-forward block")
-    encoder_attention_heads: int = _flag(8, "attention heads")
-    head_dim: int = _flag(64, "channels of a head; heads times these are the values' channels")
-    dropout: float = _flag(0.1, "probability of dropping a number of a block, or a weight")
-    embedding_dropout: float = _flag(0.1, "probability of dropping a number of the embedding")
-    sen_rep_type: str = _flag("mp", "an image's vector: mean (mp), maximum (max), or class token")
+    image_size: Any = flag(32, "pixels of an image: a number, or HEIGHTxWIDTH")
+    patch_size: Any = flag(4, "pixels of a patch: a number, or HEIGHTxWIDTH")
+    image_channels: int = flag(3, "channels of an image")
+    sentence_class_num: int = flag(10, "number of classes")
+    encoder_layers: int = flag(6, "number of layers")
+    encoder_embed_dim: int = flag(512, "model channels")
+    encoder_ffn_embed_dim: int = flag(512, "channels inside a feed-forward block")
+    encoder_attention_heads: int = flag(8, "attention heads")
+    head_dim: int = flag(64, "channels of a head; heads times these are the values' channels")
+    dropout: float = flag(0.1, "probability of dropping a number of a block, or a weight")
+    embedding_dropout: float = flag(0.1, "probability of dropping a number of the embedding")
+    sen_rep_type: str = flag("mp", "an image's vector: mean (mp), maximum (max), or class token")
+
+
+def _options_of_functions() -> list[tuple[str, Any, Any]]:
+    """Return name, type and field of each option of the attention functions."""
+    found = []
+    for cls in ATTENTION_REGISTRY.values():
+        for item in dataclasses.fields(cls.options_type):
+            key = option_key(cls, item)
+            default = OTHER_DEFAULTS.get(key, item.default)
+            found.append((key, Any, flag(default, item.metadata["help"])))
+    return found
+
+
+# as published for images
+OTHER_DEFAULTS = {"csp_shift": "linear"}
+ViTConfig = dataclasses.make_dataclass(
+    "ViTConfig",
+    _options_of_functions(),
+    bases=(SharedConfig,),
+    namespace={
+        "__module__": __name__,
+        "__doc__": "Options of a Vision Transformer: the shared ones, and as ``csp_shift`` those "
+        "of each attention function.",
+    },
+)
 
 
 def pair(value: Any, flag: str) -> tuple[int, int]:
@@ -109,47 +140,73 @@ class Mixing(nn.Module):
 
     Args:
         cfg: the model's configuration.
-        layer: index of the layer, from 0.
+        context: where the layer stands, for its attention function.
+
+    Raises:
+        UserError: there is no such attention function, or an option of it is bad.
     """
 
-    def __init__(self, cfg: ViTConfig, layer: int) -> None:
+    def __init__(self, cfg: SharedConfig, context: AttentionContext) -> None:
         super().__init__()
-        self.cfg = cfg
-        self.layer = layer
-        dim, self.heads = cfg.encoder_embed_dim, cfg.encoder_attention_heads
-        self.width = self.heads * cfg.head_dim
-        parts = 3 if cfg.attention in (None, SOFTMAX) else 1
-        self.to_qkv = nn.Linear(dim, parts * self.width, bias=False)
-        if self.heads == 1 and self.width == dim:
-            self.to_out = nn.Identity()
+        dim, self.width = cfg.encoder_embed_dim, context.value_dim
+        cls = _attention_class(cfg)
+        self.to_qkv, out = None, Dropout(cfg.dropout)
+        if issubclass(cls, HeadAttention):
+            # brings linear maps of its own
+            context = dataclasses.replace(context, value_dim=dim, query_dim=dim)
         else:
-            self.to_out = nn.Sequential(nn.Linear(self.width, dim), Dropout(cfg.dropout))
+            self.parts = 3 if cls.uses_queries else 1
+            self.to_qkv = nn.Linear(dim, self.parts * self.width, bias=False)
+            if context.heads == 1 and self.width == dim:
+                out = nn.Identity()
+            else:
+                out = nn.Sequential(nn.Linear(self.width, dim), out)
+        self.to_out = out
+        self.mix = make_attention(cls.name, context, attention_options(cfg, cls))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (batch, tokens, dim) to the same shape."""
-        projected = self.to_qkv(x)
-        if self.cfg.attention in (None, SOFTMAX):
-            queries, keys, values = (
-                part.unflatten(2, (self.heads, -1)).transpose(1, 2)
-                for part in projected.chunk(3, dim=2)
-            )
-            mixed = F.scaled_dot_product_attention(
-                queries, keys, values, dropout_p=self.cfg.dropout if self.training else 0.0
-            )
-            mixed = mixed.transpose(1, 2).flatten(2)
+        batch, tokens, _ = x.shape
+        lengths = SequenceLengths((tokens,) * batch, tokens, x.device)
+        if self.to_qkv is None:
+            mixed = self.mix(x.transpose(1, 2), lengths)
         else:
-            group = self.cfg.csp_group_size
-            mixed = permute_channels(
-                projected.transpose(1, 2),
-                None,
-                layer=self.layer,
-                num_layers=self.cfg.encoder_layers,
-                shift=str(self.cfg.csp_shift),
-                group_size=group if group == FULL else int(group),
-                order=str(self.cfg.csp_order),
-                descending=self.cfg.csp_descending,
-            ).transpose(1, 2)
-        return self.to_out(mixed)
+            *queries_and_keys, values = self.to_qkv(x).transpose(1, 2).chunk(self.parts, dim=1)
+            mixed = self.mix(values, lengths, *queries_and_keys)
+        return self.to_out(mixed.transpose(1, 2))
+
+    def drop_dead_weights(self, state_dict: dict[str, Tensor], prefix: str) -> int:
+        """Keep the values' rows alone of attention weights, where there are no queries and keys.
+
+        Args:
+            state_dict: a state dict in which this module's names start with ``prefix``; changed.
+            prefix: with the dot at its end.
+
+        Returns:
+            How many numbers were dropped.
+        """
+        name = f"{prefix}to_qkv.weight"
+        weight = state_dict.get(name)
+        values_alone = self.to_qkv is not None and self.parts == 1
+        if not values_alone or weight is None or weight.size(0) != 3 * self.width:
+            return 0
+        state_dict[name] = weight[-self.width :].clone()
+        return weight[: -self.width].numel()
+
+
+def _attention_class(cfg: SharedConfig) -> type[AttentionFunction]:
+    """Return the attention function of a configuration.
+
+    Raises:
+        UserError: there is none of that name, or it is for other families of encoders.
+    """
+    cls = attention_class(cfg.attention or SOFTMAX)
+    if cls.families is not None and FAMILY not in cls.families:
+        raise UserError(
+            f"--attention {cls.name} cannot be used in {FAMILY}; it is for "
+            f"{', '.join(cls.families)}"
+        )
+    return cls
 
 
 class FeedForward(nn.Module):
@@ -190,15 +247,30 @@ class Prenorm(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The layers; no norm behind the last one."""
+    """The layers; no norm behind the last one.
 
-    def __init__(self, cfg: ViTConfig) -> None:
+    Args:
+        cfg: the model's configuration.
+        tokens: tokens of an image.
+        grid: rows and columns of its patches; None where there is a class token among them.
+    """
+
+    def __init__(self, cfg: SharedConfig, tokens: int, grid: tuple[int, int] | None) -> None:
         super().__init__()
-        dim = cfg.encoder_embed_dim
+        dim, width = cfg.encoder_embed_dim, cfg.encoder_attention_heads * cfg.head_dim
+        context = AttentionContext(
+            value_dim=width,
+            query_dim=width,
+            heads=cfg.encoder_attention_heads,
+            max_positions=tokens,
+            grid=grid,
+            num_layers=cfg.encoder_layers,
+            dropout=cfg.dropout,
+        )
         self.layers = nn.ModuleList(
             nn.ModuleList(
                 [
-                    Prenorm(dim, Mixing(cfg, layer)),
+                    Prenorm(dim, Mixing(cfg, dataclasses.replace(context, layer=layer))),
                     Prenorm(dim, FeedForward(dim, cfg.encoder_ffn_embed_dim, cfg.dropout)),
                 ]
             )
@@ -212,7 +284,7 @@ class Encoder(nn.Module):
         return x
 
 
-class ViTModel(nn.Module):
+class ViTModel(CheckpointLoading):
     """Patches, positions, pre-norm layers, pooling and a linear head.
 
     Args:
@@ -225,7 +297,7 @@ class ViTModel(nn.Module):
         UserError: options that do not go together.
     """
 
-    def __init__(self, cfg: ViTConfig) -> None:
+    def __init__(self, cfg: SharedConfig) -> None:
         super().__init__()
         self.cfg = cfg
         self.image_size = pair(cfg.image_size, "--image-size")
@@ -239,7 +311,8 @@ class ViTModel(nn.Module):
             raise UserError(
                 f"--sen-rep-type is {cfg.sen_rep_type!r}; it must be one of {', '.join(POOLINGS)}"
             )
-        patches = self.image_size[0] // patch[0] * (self.image_size[1] // patch[1])
+        grid = (self.image_size[0] // patch[0], self.image_size[1] // patch[1])
+        patches = grid[0] * grid[1]
         has_token = cfg.sen_rep_type == "cls"
         self.tokens = patches + has_token
         dim = cfg.encoder_embed_dim
@@ -250,7 +323,7 @@ class ViTModel(nn.Module):
             Patches(patch), nn.Linear(patch[0] * patch[1] * cfg.image_channels, dim)
         )
         self.dropout = Dropout(cfg.embedding_dropout)
-        self.transformer = Encoder(cfg)
+        self.transformer = Encoder(cfg, self.tokens, None if has_token else grid)
         self.mlp_head = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, cfg.sentence_class_num))
 
     def forward(self, images: Tensor) -> Tensor:

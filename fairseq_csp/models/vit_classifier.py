@@ -1,5 +1,6 @@
 """The Vision Transformer as a fairseq model, and its architectures."""
 
+import dataclasses
 from argparse import Namespace
 from dataclasses import dataclass
 from typing import Any, Optional
@@ -9,43 +10,57 @@ from fairseq.models import BaseFairseqModel, register_model, register_model_arch
 from fairseq.tasks import FairseqTask
 from omegaconf import DictConfig
 
+from fairseq_csp.models.config import attention_flags, plain_config, renew_flags
 from fairseq_csp.models.tpu import take_back_tpu
-from fairseq_csp.models.vit import ARCHITECTURES, POOLINGS, ViTConfig, ViTModel, _flag
-from fairseq_csp.ops.csp import ORDERS, SHIFTS
+from fairseq_csp.models.vit import (
+    ARCHITECTURES,
+    OTHER_DEFAULTS,
+    POOLINGS,
+    SharedConfig,
+    ViTModel,
+    flag,
+)
+from fairseq_csp.modules import attention as attention_functions
 
 # these the data tell, where no flag does
 OF_DATA = ("image_size", "image_channels", "sentence_class_num")
 
 
 @dataclass
-class ViTClassifierConfig(ViTConfig, FairseqDataclass):
+class ViTClassifierConfig(SharedConfig, FairseqDataclass):
     """Flags of a Vision Transformer; an architecture gives those it names other defaults."""
 
-    csp_shift: ChoiceEnum(SHIFTS) = _flag("linear", "how far CSP shifts each channel")
-    csp_order: ChoiceEnum(ORDERS) = _flag("shift_sort", "which of CSP's two steps comes first")
-    sen_rep_type: ChoiceEnum(POOLINGS) = _flag(
+    sen_rep_type: ChoiceEnum(POOLINGS) = flag(
         "mp", "an image's vector: mean (mp), maximum (max), or class token (cls)"
     )
-    image_size: Any = _flag(None, "pixels of an image, N or HEIGHTxWIDTH (default: the data's)")
+    image_size: Any = flag(None, "pixels of an image, N or HEIGHTxWIDTH (default: the data's)")
     # the task's, which takes the model's value
-    crop_size: Any = _flag(224, "pixels that images are brought to where they are files")
-    image_channels: Optional[int] = _flag(  # noqa: UP045 (fairseq reads the annotations)
+    crop_size: Any = flag(224, "pixels that images are brought to where they are files")
+    image_channels: Optional[int] = flag(  # noqa: UP045 (fairseq reads the annotations)
         None, "channels of an image (default: the data's)"
     )
-    sentence_class_num: Optional[int] = _flag(  # noqa: UP045
+    sentence_class_num: Optional[int] = flag(  # noqa: UP045
         None, "number of classes (default: the data's)"
     )
 
 
-@register_model("vit", dataclass=ViTClassifierConfig)
+def _config_class() -> type[ViTClassifierConfig]:
+    """Return the configuration with the flags of the attention functions registered by now."""
+    flags = attention_flags()
+    for name, value in OTHER_DEFAULTS.items():
+        kind, item = flags[name]
+        flags[name] = (kind, dataclasses.field(default=value, metadata=item.metadata))
+    return dataclasses.make_dataclass(
+        "ViTFlags",
+        [(name, *flag) for name, flag in flags.items()],
+        bases=(ViTClassifierConfig,),
+        namespace={"__module__": __name__},
+    )
+
+
+@register_model("vit", dataclass=_config_class())
 class ViTClassifier(ViTModel, BaseFairseqModel):
-    """:class:`fairseq_csp.models.vit.ViTModel` with what fairseq expects of a model.
-
-    Attributes:
-        optimizer_is_restored: whether a checkpoint's optimizer state comes with its weights.
-    """
-
-    optimizer_is_restored = False
+    """:class:`fairseq_csp.models.vit.ViTModel` with what fairseq expects of a model."""
 
     @classmethod
     def build_model(
@@ -58,8 +73,8 @@ class ViTClassifier(ViTModel, BaseFairseqModel):
         """
         if isinstance(cfg, Namespace):
             # from a caller of fairseq's API that has flags and no configuration
-            cfg = ViTClassifierConfig.from_namespace(cfg)
-        return cls(cfg)
+            cfg = _config_class().from_namespace(cfg)
+        return cls(plain_config(cfg, _config_class()))
 
 
 def _register(name: str, values: dict[str, int]) -> None:
@@ -75,5 +90,11 @@ def _register(name: str, values: dict[str, int]) -> None:
     register_model_architecture("vit", name)(architecture)
 
 
+def _renew_flags(name: str) -> None:
+    """Tell fairseq of the flags of an attention function that was registered since."""
+    renew_flags(ViTClassifier, "vit", _config_class())
+
+
 for _name, _values in ARCHITECTURES.items():
     _register(_name, _values)
+attention_functions.after_registration.append(_renew_flags)

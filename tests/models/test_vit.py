@@ -1,6 +1,7 @@
 """The Vision Transformer gives the published numbers, and takes what the published one cannot."""
 
 import json
+import logging
 import subprocess
 import sys
 from dataclasses import fields
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 
 from fairseq_csp.errors import UserError
 from fairseq_csp.models.vit import ARCHITECTURES, Mixing, ViTConfig, ViTModel
+from fairseq_csp.modules.attention import ATTENTION_REGISTRY
 from tests.helpers.commands import ROOT
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "vit"
@@ -188,6 +190,8 @@ def test_initialisation_is_pytorchs_with_normal_positions():
         ({"patch_size": 0}, "--patch-size is 0; it must be a number of pixels"),
         ({"patch_size": "2x"}, "--patch-size is 2x; it must be a number"),
         ({"image_size": (8, 8, 8)}, "--image-size is .* it must be a number"),
+        ({"attention": "swd"}, "--attention is 'swd'; it must be one of .*csp"),
+        ({"attention": "csp", "csp_group_size": 0}, "--csp-group-size is '0'"),
         ({"sen_rep_type": "first"}, "--sen-rep-type is 'first'; it must be one of mp, cls, max"),
     ],
     ids=lambda value: None if isinstance(value, dict) else value[:20],
@@ -206,7 +210,47 @@ def test_fairseq_is_not_imported():
     code = """
 import sys, torch
 from fairseq_csp.models.vit import ViTConfig, ViTModel
+from fairseq_csp.modules.attention import ATTENTION_REGISTRY
 ViTModel(ViTConfig(image_size=8, patch_size=4, attention="csp"))(torch.randn(1, 3, 8, 8))
 sys.exit("fairseq" in sys.modules)
 """
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize("attention", ["csp", "softmax"])
+def test_attention_weights_load_into_csp_by_their_values_rows(attention, caplog):
+    attentive = build(**TINY | {"attention": "softmax"})
+    torch.manual_seed(1)
+    model = ViTModel(ViTConfig(**TINY | {"attention": attention}))
+    with caplog.at_level(logging.INFO):
+        model.load_state_dict(attentive.state_dict())
+    # two layers of 2 A D numbers
+    dead = [f"dropped {2 * 2 * 12 * 8} attention weights that csp lacks"]
+    assert caplog.messages == (dead if attention == "csp" else [])
+    for name, value in model.state_dict().items():
+        expected = attentive.state_dict()[name]
+        if attention == "csp" and name.endswith("to_qkv.weight"):
+            expected = expected[24:]
+        assert torch.equal(value, expected)
+
+
+def test_weights_of_another_size_are_named():
+    model = build(**TINY)
+    state = dict(model.state_dict()) | {"cls_token": torch.zeros(1, 1, 9)}
+    with pytest.raises(UserError, match=r"cls_token has shape \(1, 1, 9\) there and \(1, 1, 8\)"):
+        model.load_state_dict(state)
+
+
+@pytest.mark.parametrize("pooling", ["mp", "cls"])
+@pytest.mark.parametrize("name", sorted(ATTENTION_REGISTRY))
+def test_every_registered_function(name, pooling):
+    """One that cannot be used says so; the others train."""
+    try:
+        model = build(**TINY | {"attention": name, "sen_rep_type": pooling, "head_dim": 4})
+    except UserError as error:
+        assert f"--attention {name}" in str(error)
+        return
+    logits = model(torch.randn(2, 3, 8, 8))
+    logits.square().sum().backward()
+    assert logits.shape == (2, 10) and logits.isfinite().all()
+    assert not [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
