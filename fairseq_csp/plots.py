@@ -4,6 +4,7 @@ import logging
 from types import ModuleType
 
 from fairseq_csp.errors import UserError
+from fairseq_csp.output import printable
 
 
 def load_pyplot() -> ModuleType:
@@ -25,3 +26,8 @@ def load_pyplot() -> ModuleType:
     from matplotlib import pyplot
 
     return pyplot
+
+
+def literal(text: object) -> str:
+    """Return a text that matplotlib draws as it is, whatever dollar signs are in it."""
+    return printable(text).replace("$", r"\$")

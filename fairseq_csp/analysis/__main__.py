@@ -11,6 +11,7 @@ from fairseq_csp.analysis import collapse, maps, rank, reach
 from fairseq_csp.errors import UserError
 from fairseq_csp.flags import positive
 from fairseq_csp.ops.csp import FULL, ORDERS
+from fairseq_csp.output import printable
 
 
 def _group_size(text: str) -> int | str:
@@ -106,7 +107,8 @@ def main(arguments: list[str]) -> int:
         reach.draw(
             args.out, args.positions, args.channels, args.layers, args.group_size, args.order
         )
-    sys.stdout.write(f"{args.out}\n{args.out.with_suffix('.csv')}\n")
+    files = (args.out, args.out.with_suffix(".csv"))
+    sys.stdout.writelines(f"{printable(file)}\n" for file in files)
     return 0
 
 

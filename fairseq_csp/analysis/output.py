@@ -1,12 +1,11 @@
 """A picture and the numbers behind it, side by side."""
 
-import csv
+import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from fairseq_csp.errors import UserError
+from fairseq_csp.output import csv_text, write_files
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,18 +23,6 @@ def save(figure: "Figure", head: Sequence[str], rows: Iterable[Sequence], file: 
     Raises:
         UserError: they cannot be written.
     """
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=file.parent) as made:
-            picture, numbers = Path(made, "picture.png"), Path(made, "numbers.csv")
-            figure.savefig(picture, format="png", dpi=150, bbox_inches="tight")
-            with open(numbers, "w", encoding="utf-8", newline="") as lines:
-                writer = csv.writer(lines)
-                writer.writerow(head)
-                writer.writerows(rows)
-            picture.replace(file)
-            numbers.replace(file.with_suffix(".csv"))
-    except OSError as error:
-        raise UserError(
-            f"{file} and its .csv cannot be written ({error.strerror}): choose another --out"
-        ) from None
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=150, bbox_inches="tight")
+    write_files({file: picture.getvalue(), file.with_suffix(".csv"): csv_text(head, rows)})

@@ -10,7 +10,7 @@ from fairseq_csp.analysis.collapse import residual_norm, stable_rank
 from fairseq_csp.analysis.output import save
 from fairseq_csp.analysis.trained import load
 from fairseq_csp.errors import UserError
-from fairseq_csp.plots import load_pyplot
+from fairseq_csp.plots import literal, load_pyplot
 
 
 @torch.no_grad()
@@ -84,7 +84,7 @@ def draw(
         samples = [dataset.collater([dataset[number]]) for number in spread]
         measured = layer_by_layer(model, samples)
         for panel, values in zip(panels, zip(*measured, strict=True), strict=True):
-            panel.plot(values, marker="o", label=str(checkpoint))
+            panel.plot(values, marker="o", label=literal(checkpoint))
         for layer, (norm, rank) in enumerate(measured):
             records.append([checkpoint, layer, f"{norm:.6g}", f"{rank:.6g}"])
     for panel, name in zip(panels, ("residual norm", "stable rank"), strict=True):

@@ -3,8 +3,15 @@
 import ast
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from fairseq_csp.report.records import OddValueError, is_finite
+
+# longer lines and files are none of fairseq's: its configuration takes some 20,000 characters
+_LONGEST_LINE = 1 << 20
+_LARGEST_FILE = 1 << 30
 
 # what fairseq puts before each line of its output, but not of its log file
 _PREFIX = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \| \w+ \| [\w.]+ \| ")
@@ -48,42 +55,59 @@ def read_log(files: list[Path]) -> Log:
 
     Args:
         files: the logs, oldest first. fairseq may have written a line several times.
+
+    Raises:
+        OddValueError: one is larger than any log.
+        OSError: one cannot be read.
     """
     log = Log()
     in_traceback = False
     for file in files:
-        with open(file, encoding="utf-8", errors="replace") as lines:
-            for line in lines:
-                text = _PREFIX.sub("", line.rstrip("\n"))
-                if text.startswith("{'_name': None, 'common': {"):
-                    log.config, log.started = _read_config(text), True
-                    log.trained, log.raised = False, None
-                elif text.startswith("done training in "):
-                    log.trained = True
-                elif text.startswith("Traceback (most recent call last)"):
-                    in_traceback = True
-                elif in_traceback and re.match(r"\w[\w.]*(:|$)", text):
-                    log.raised, in_traceback = text, False
-                else:
-                    _read_point(text, log.curves)
+        for line in _lines(file):
+            text = _PREFIX.sub("", line)
+            if text.startswith("{'_name': None, 'common': {"):
+                log.config, log.started = _read_config(text), True
+                log.trained, log.raised = False, None
+            elif text.startswith("done training in "):
+                log.trained = True
+            elif text.startswith("Traceback (most recent call last)"):
+                in_traceback = True
+            elif in_traceback and re.match(r"\w[\w.]*(:|$)", text):
+                log.raised, in_traceback = text, False
+            else:
+                _read_point(text, log.curves)
     return log
+
+
+def _lines(file: Path) -> Iterator[str]:
+    """Yield the lines of a log; what a binary file has in their place comes in pieces."""
+    if file.stat().st_size > _LARGEST_FILE:
+        raise OddValueError(f"{file.name} has more than {_LARGEST_FILE >> 20:,} MiB")
+    with open(file, encoding="utf-8", errors="replace") as lines:
+        while line := lines.readline(_LONGEST_LINE):
+            yield line.rstrip("\n")
 
 
 def _read_config(text: str) -> dict[str, dict]:
     try:
-        return ast.literal_eval(_BARE_WORD.sub(lambda word: repr(word.group()), text))
-    except (SyntaxError, ValueError):
+        config = ast.literal_eval(_BARE_WORD.sub(lambda word: repr(word.group()), text))
+    except (MemoryError, RecursionError, SyntaxError, TypeError, ValueError):
+        # cut off, or no configuration at all
         return {}
+    return config if isinstance(config, dict) else {}
 
 
 def _read_point(text: str, curves: dict[str, dict[int, Point]]) -> None:
     split, stats = _statistics(text)
     try:
         point = Point(float(stats["loss"]), float(stats["accuracy"]))
-        curves.setdefault(split, {})[int(stats["num_updates"])] = point
-    except (KeyError, ValueError):
+        update = int(stats["num_updates"])
+    except (KeyError, OverflowError, TypeError, ValueError):
         # no line of statistics, or one that was cut off
         return
+    # (the loss of a run that diverged is nan, its accuracy is not)
+    if is_finite(point.accuracy, update):
+        curves.setdefault(split, {})[update] = point
 
 
 def _statistics(text: str) -> tuple[str, dict[str, str]]:
@@ -91,7 +115,7 @@ def _statistics(text: str) -> tuple[str, dict[str, str]]:
     if text.startswith('{"epoch": '):
         try:
             stats = json.loads(text)
-        except ValueError:
+        except (RecursionError, ValueError):
             return "", {}
         split = next((key[: -len("_loss")] for key in stats if key.endswith("_loss")), None)
         if split is None:

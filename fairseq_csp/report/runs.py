@@ -1,17 +1,24 @@
 """Finding training runs and reading what they left: configuration, result, cost and curves."""
 
-import json
-import math
-import pickle
+import os
 import signal
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
+from torch import Tensor
 
 from fairseq_csp.errors import UserError
+from fairseq_csp.output import printable
 from fairseq_csp.report.logs import Log, Point, read_log
+from fairseq_csp.report.records import (
+    MOST,
+    Fields,
+    OddValueError,
+    read_checkpoint,
+    read_record,
+)
 from fairseq_csp.train_lra import RESULT
 
 BEST, LAST, COMMANDS = "checkpoint_best.pt", "checkpoint_last.pt", "command.jsonl"
@@ -25,12 +32,26 @@ _KEYS = {
 }
 # told by the cell itself, or not by what the run computes
 _LEFT_OUT = {"data", "seed", "attention", "attention_activation_fn"}
+# kinds of values that a flag can have; of a list its members
+_FLAG_VALUES = (str, int, float, type(None))
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
-# what reading a file ends in that is damaged, or something else than a checkpoint
-_DAMAGE = (
-    *(AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError),
-    pickle.UnpicklingError,
-)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What ``train_lra.sh`` wrote down when a run was last started.
+
+    Attributes:
+        time: when, in an order that is that of the texts.
+        command: the ``fairseq-train`` command.
+        revision: of this repository.
+        machine: the GPUs, or the processor where there are none.
+    """
+
+    time: str = ""
+    command: str = ""
+    revision: str = ""
+    machine: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,12 +70,13 @@ class Run:
         chance: accuracy of guessing, percent.
         valid: best accuracy on the valid split, percent.
         test: accuracy of the best checkpoint on the test split, percent.
+        examples: how many examples that split has.
         parameters: trained parameters.
         updates: updates done.
         tokens_per_second: positions without padding, while it trained.
         seconds: wall time of the training, validation included, over all its resumptions.
         curves: points by update, for ``train`` and ``valid``.
-        started: when, with what revision and machine, as ``train_lra.sh`` wrote it down.
+        start: how it was last started.
     """
 
     path: Path
@@ -68,12 +90,13 @@ class Run:
     chance: float | None = None
     valid: float | None = None
     test: float | None = None
+    examples: int | None = None
     parameters: int | None = None
     updates: int | None = None
     tokens_per_second: float | None = None
     seconds: float | None = None
     curves: dict[str, dict[int, Point]] | None = None
-    started: dict | None = None
+    start: Start = Start()
 
     @property
     def dataset(self) -> str:
@@ -107,7 +130,7 @@ def find_runs(roots: Iterable[Path]) -> list[Run]:
         for file in root.rglob(mark)
     }
     logs: dict[Path, list[Path]] = {directory: [] for directory in directories}
-    found = {file for root in roots for file in root.rglob("*.log") if file.is_file()}
+    found = {file for root in roots for file in root.rglob("*.log") if os.path.isfile(file)}
     for file in sorted(found, key=_written):
         owner = _owner(file, logs)
         if owner is not None:
@@ -128,94 +151,120 @@ def _owner(file: Path, logs: dict[Path, list[Path]]) -> Path | None:
     """Return the run that a log belongs to; None when it is no log of a training."""
     if file.parent.resolve() in logs:
         return file.parent.resolve()
-    log = read_log([file])
-    if not log.started:
+    try:
+        log = read_log([file])
+    except (OSError, OddValueError):
+        # whatever it is, no training is known by it
         return None
-    save_dir = log.config.get("checkpoint", {}).get("save_dir")
-    if save_dir and Path(save_dir).resolve() in logs:
+    try:
+        save_dir = Fields(log.config, "log").fields("checkpoint").text("save_dir")
+    except OddValueError:
+        save_dir = None
+    if log.started and save_dir and Path(save_dir).resolve() in logs:
         return Path(save_dir).resolve()
-    return file.resolve()
+    return file.resolve() if log.started else None
 
 
 def _written(file: Path) -> float:
-    return file.stat().st_mtime
-
-
-def read_record(file: Path) -> dict:
-    """Read what a run wrote down.
-
-    Args:
-        file: its ``command.jsonl``, of which the last line is read, or another file of one object.
-
-    Returns:
-        The object; an empty one where the file is not there.
-
-    Raises:
-        UserError: it is empty, half written or damaged.
-    """
-    if not file.exists():
-        return {}
     try:
-        text = file.read_text(encoding="utf-8")
-        record = json.loads(text.splitlines()[-1] if file.suffix == ".jsonl" else text)
-    except (IndexError, OSError, RecursionError, ValueError):
-        record = None
-    if not isinstance(record, dict):
-        raise UserError(f"{file} is empty or damaged: remove it, or the whole run")
-    return record
+        return file.stat().st_mtime
+    except OSError:
+        # removed meanwhile
+        return 0
 
 
 def _read_run(path: Path, files: list[Path]) -> Run:
-    """Read a run; of one with a damaged file, tell what is damaged."""
-    records = []
-    for name in (COMMANDS, RESULT):
-        try:
-            records.append(read_record(path / name))
-        except UserError:
-            return Run(path, f"record cannot be read ({name})")
-    record, result = records
+    """Read a run; of one with a file that is damaged or odd, tell which and how."""
+    start = Start()
+    name = COMMANDS
     try:
-        state = _load(path / LAST) or _load(path / BEST)
-        return _whole_run(path, read_log(files), record, result, state)
-    except _DAMAGE as error:
-        return Run(path, f"checkpoint cannot be read ({type(error).__name__})", started=record)
+        start = _start(Fields(read_record(path / COMMANDS), COMMANDS))
+        name = RESULT
+        result = Fields(read_record(path / RESULT), RESULT)
+        status, test, examples = _result(result)
+    except UserError:
+        return Run(path, f"record cannot be read ({name})", start=start)
+    except OddValueError as error:
+        return Run(path, f"record cannot be read ({name}: {error})", start=start)
+    try:
+        log = read_log(files)
+    except (OSError, OddValueError) as error:
+        return Run(path, f"log cannot be read ({_told(error)})", start=start)
+    what = "checkpoint"
+    try:
+        state = read_checkpoint(path / LAST)
+        if not state.values:
+            state = read_checkpoint(path / BEST)
+        what = "checkpoint" if state.values else "log"
+        return _whole_run(path, log, state, status, test, examples, start)
+    except Exception as error:  # a damaged file can fail in any way
+        return Run(path, f"{what} cannot be read ({_told(error)})", start=start)
 
 
-def _whole_run(path: Path, log: Log, record: dict, result: dict, state: dict | None) -> Run:
-    config = (state or {}).get("cfg") or log.config
-    extra = (state or {}).get("extra_state") or {}
+def _told(error: Exception) -> str:
+    return str(error) if isinstance(error, OddValueError) else type(error).__name__
+
+
+def _start(record: Fields) -> Start:
+    return Start(
+        record.text("started") or "",
+        record.text("command") or "",
+        record.text("revision") or "",
+        ", ".join(record.texts("gpus")) or record.text("machine") or "",
+    )
+
+
+def _result(result: Fields) -> tuple[int | None, float | None, int | None]:
+    """Return exit status, test accuracy in percent and number of test examples."""
+    return (
+        result.whole("exit_status", -1000, 1000),
+        result.number("accuracy", 0, 100),
+        result.whole("examples", 1),
+    )
+
+
+def _whole_run(
+    path: Path,
+    log: Log,
+    state: Fields,
+    status: int | None,
+    test: float | None,
+    examples: int | None,
+    start: Start,
+) -> Run:
+    config = state.fields("cfg")
+    if not config.values:
+        config = Fields(log.config, "log")
+    extra = state.fields("extra_state")
     curves = {
         "train": log.curves.get("train_inner") or log.curves.get("train") or {},
         "valid": log.curves.get("valid", {}),
     }
-    history = (state or {}).get("optimizer_history") or [{}]
-    updates = max(
-        [
-            history[-1].get("num_updates", 0),
-            *(update for curve in curves.values() for update in curve),
-        ]
-    )
-    model = config.get("model") or {}
-    classes = model.get("sentence_class_num")
-    data = (config.get("task") or {}).get("data")
+    history = state.values.get("optimizer_history") or [{}]
+    done = Fields(history[-1], "optimizer_history").whole("num_updates") or 0
+    updates = max([done, *(update for curve in curves.values() for update in curve)])
+    model = config.fields("model")
+    classes = model.whole("sentence_class_num", 1)
+    data = config.fields("task").text("data")
     return Run(
         path=path,
-        status=_status(log, config, result, updates),
+        status=_status(log, config, status, updates),
         data=data,
         generated=_is_generated(data),
-        architecture=model.get("_name") or "?",
+        architecture=model.text("_name") or "?",
         attention=_attention(model),
         settings=_settings(config),
-        seed=(config.get("common") or {}).get("seed"),
+        seed=config.fields("common").whole("seed"),
         chance=100 / classes if classes else None,
         valid=_best_valid(config, extra, curves["valid"]),
-        test=result.get("accuracy"),
-        parameters=_parameters(state["model"]) if state else None,
+        test=test,
+        examples=examples,
+        parameters=_parameters(state) if state.values else None,
         updates=updates or None,
         tokens_per_second=_speed(extra),
-        seconds=extra.get("previous_training_time"),
+        seconds=extra.number("previous_training_time"),
         curves=curves,
-        started=record,
+        start=start,
     )
 
 
@@ -224,51 +273,48 @@ def _is_generated(data: str | None) -> bool:
     if data is None:
         return False
     try:
-        summary = read_record(Path(data) / "summary.json")
-    except UserError:
+        summary = Fields(read_record(Path(data) / "summary.json"), "summary.json")
+        return (
+            summary.values.get("limited") is True or "generator" in summary.fields("source").values
+        )
+    except (OSError, ValueError):
+        # damaged, odd, or out of reach
         return False
-    return bool(summary.get("limited")) or "generator" in summary.get("source", {})
 
 
-def _load(file: Path) -> dict | None:
-    # mapped: of the weights only their sizes are looked at
-    return (
-        torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        if file.exists()
-        else None
-    )
-
-
-def _status(log: Log, config: dict, result: dict, updates: int) -> str:
-    status = result.get("exit_status")
+def _status(log: Log, config: Fields, status: int | None, updates: int) -> str:
     if status == 0:
         return FINISHED
     if status is not None:
-        how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
-        return f"crashed ({how})"
+        return f"crashed ({_signal(-status) if status < 0 else f'exit status {status}'})"
     if log.raised:
-        return f"crashed ({log.raised})"
-    planned = (config.get("optimization") or {}).get("max_update") or math.inf
+        return f"crashed ({printable(log.raised)})"
+    planned = config.fields("optimization").number("max_update") or float("inf")
     if log.trained or updates >= planned:
         return NOT_TESTED
     return "unfinished" if updates else "no update was logged"
 
 
-def _attention(model: dict) -> str:
-    family = model.get("layer_type")
+def _signal(number: int) -> str:
+    known = [each.name for each in signal.Signals if each == number]
+    return known[0] if known else f"signal {number}"
+
+
+def _attention(model: Fields) -> str:
+    family = model.text("layer_type")
     if family == "lstm":
         return "none"
-    own = "softmax" if family == "transformer" else model.get("attention_activation_fn")
-    return model.get("attention") or own or "?"
+    own = "softmax" if family == "transformer" else model.text("attention_activation_fn")
+    return model.text("attention") or own or "?"
 
 
-def _settings(config: dict) -> dict[str, str]:
+def _settings(config: Fields) -> dict[str, str]:
     """Return the flags that tell two runs of a cell apart, each with its value."""
-    chosen = [(group, config.get(group) or {}, None) for group in _GROUPS]
-    chosen += [(group, config.get(group) or {}, keys) for group, keys in _KEYS.items()]
+    chosen = [(group, config.fields(group), None) for group in _GROUPS]
+    chosen += [(group, config.fields(group), keys) for group, keys in _KEYS.items()]
     settings = {}
-    for group, values, keys in chosen:
-        for key, value in values.items():
+    for group, fields, keys in chosen:
+        for key, value in fields.values.items():
             if key in _LEFT_OUT or (keys is not None and key not in keys):
                 continue
             name = group if key == "_name" else key
@@ -276,25 +322,42 @@ def _settings(config: dict) -> dict[str, str]:
     return settings
 
 
-def _shown(value: object) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+def _shown(value: Any) -> str:
+    """Return a flag's value as on a command line.
+
+    Raises:
+        OddValueError: no flag has such a value.
+    """
+    values = value if isinstance(value, list | tuple) else [value]
+    if len(values) > 100 or not all(isinstance(each, _FLAG_VALUES) for each in values):
+        raise OddValueError(f"a flag is a {type(value).__name__} that no flag can be")
+    if any(isinstance(each, int) and abs(each) > MOST for each in values):
+        raise OddValueError("a flag is a number too large")
+    return " ".join(map(str, values))
 
 
-def _best_valid(config: dict, extra: dict, curve: dict[int, Point]) -> float | None:
+def _best_valid(config: Fields, extra: Fields, curve: dict[int, Point]) -> float | None:
     if curve:
         return max(point.accuracy for point in curve.values())
-    if (config.get("checkpoint") or {}).get("best_checkpoint_metric") == "accuracy":
-        return extra.get("best")
+    if config.fields("checkpoint").text("best_checkpoint_metric") == "accuracy":
+        return extra.number("best", 0, 100)
     return None
 
 
-def _parameters(state: dict[str, torch.Tensor]) -> int:
-    return sum(weight.numel() for name, weight in state.items() if not name.endswith(_BUFFERS))
+def _parameters(state: Fields) -> int:
+    return sum(
+        weight.numel()
+        for name, weight in Fields(state.values.get("model"), "model").values.items()
+        if isinstance(weight, Tensor) and not name.endswith(_BUFFERS)
+    )
 
 
-def _speed(extra: dict) -> float | None:
+def _speed(extra: Fields) -> float | None:
     """Return the tokens of all updates over the time in updates, without validation."""
-    meters = dict(extra.get("metrics") or {}).get("default", [])
-    sums = {key: values.get("sum") for _, key, _, values in meters}
+    sums = {
+        key: Fields(values, key).number("sum")
+        for _, key, _, values in extra.fields("metrics").values.get("default", [])
+        if key in ("wpb", "train_wall")
+    }
     tokens, seconds = sums.get("wpb"), sums.get("train_wall")
     return tokens / seconds if tokens and seconds else None

@@ -1,6 +1,9 @@
 """The commands that draw what the mechanism does."""
 
 import csv
+import os
+import subprocess
+import sys
 from collections import defaultdict
 
 import pytest
@@ -8,6 +11,7 @@ import torch
 
 from fairseq_csp.analysis.__main__ import main
 from fairseq_csp.errors import UserError
+from tests.helpers.commands import ENVIRONMENT, ROOT
 
 
 def drawn(tmp_path, *words):
@@ -117,3 +121,14 @@ def test_what_cannot_be_written_is_one_sentence(place, tmp_path):
     with pytest.raises(UserError, match=r"cannot be written \(.+\): choose another --out"):
         main(["reach", "--positions", "8", "--layers", "1", "--out", str(tmp_path / place)])
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "picture.png"]
+
+
+def test_without_matplotlib_one_sentence_says_so(tmp_path):
+    (tmp_path / "matplotlib.py").write_text("raise ModuleNotFoundError('No matplotlib')\n")
+    environment = ENVIRONMENT | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    command = [sys.executable, "-m", "fairseq_csp.analysis", "reach", "--out", tmp_path / "r.png"]
+    answer = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert answer.returncode == 1
+    assert "matplotlib is not installed" in answer.stderr
+    assert "Traceback" not in answer.stderr
+    assert not (tmp_path / "r.png").exists()
