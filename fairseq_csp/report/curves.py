@@ -15,7 +15,7 @@ from fairseq_csp.report.runs import Run
 SPLITS = ("train", "valid")
 WIDTH, HEIGHT = 520, 330
 # of a panel: what its axes leave free
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 30, 48
+LEFT, RIGHT, TOP, BOTTOM = 52, 20, 30, 48
 # more points than pixels would only make the file larger
 MOST_POINTS = 400
 DASHES = ("none", "7 3", "2 3", "9 3 2 3")

@@ -61,7 +61,7 @@ a { color: var(--link); }
 .wide { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; }
 table { border-collapse: collapse; font-size: .875rem; width: 100%; }
 th, td { padding: .35rem .65rem; border-bottom: 1px solid var(--line); text-align: left;
-  vertical-align: top; }
+  vertical-align: top; min-width: 4rem; }
 tbody tr:last-child td { border-bottom: 0; }
 tbody tr:hover { background: var(--hover); }
 th { background: var(--head); white-space: nowrap; }

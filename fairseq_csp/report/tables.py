@@ -48,8 +48,16 @@ def markdown(head: Sequence[str], rows: Sequence[Row]) -> str:
 
 
 def html_table(head: Sequence[str], rows: Sequence[Row]) -> str:
-    """Return an HTML table; see :func:`markdown`."""
+    """Return an HTML table, without the columns that have nothing in them.
+
+    Args:
+        head: names of the columns.
+        rows: one value a column.
+    """
     values = [[_value(cell) for cell in row] for row in rows]
+    filled = [k for k in range(len(head)) if any(row[k].text for row in values)]
+    head = [head[k] for k in filled]
+    values = [[row[k] for k in filled] for row in values]
     right = _numeric(head, values)
     names = "".join(
         f'<th scope="col"{_class("number" * number)}>'
