@@ -1,0 +1,166 @@
+"""Nyströmformer (arXiv 2102.03902): softmax attention through landmarks."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fairseq_csp.errors import UserError
+from fairseq_csp.modules.attention import (
+    AttentionContext,
+    QueryKeyAttention,
+    option,
+    register_attention,
+)
+from fairseq_csp.modules.attention._cells import cell_means, disjoint_cells
+from fairseq_csp.modules.lengths import SequenceLengths
+
+ITERATIONS = 6
+
+
+@dataclass
+class NystromOptions:
+    """Options of the landmarks.
+
+    Raises:
+        UserError: there is no landmark, or the taps are neither 0 nor odd.
+    """
+
+    landmarks: int = option(64, "landmarks of Nystromformer")
+    conv: int = option(35, "taps of Nystromformer's convolution of the values, odd; 0: none")
+
+    def __post_init__(self) -> None:
+        if self.landmarks < 1:
+            raise UserError(f"--nystrom-landmarks is {self.landmarks}; it must be at least 1")
+        if self.conv < 0 or (self.conv and self.conv % 2 == 0):
+            raise UserError(f"--nystrom-conv is {self.conv}; it must be odd, or 0 for none")
+
+
+@register_attention("nystrom", options=NystromOptions)
+class NystromAttention(QueryKeyAttention):
+    """``F A+ (B v) + conv(v)`` with softmax kernels between queries, keys and their landmarks.
+
+    ``F = S(q kl^T)``, ``A = S(ql kl^T)``, ``B = S(q k^T)`` with the scale ``1/sqrt(Z)``; the
+    landmarks ql and kl are means of balanced segments of the row's own positions, and A+ comes from
+    6 iterations. A row of no more positions than landmarks has exact softmax attention. Cost
+    ``O(n m + m^3)``; parameters: the taps of one filter a head.
+    """
+
+    uses_dropout = False
+
+    def __init__(self, context: AttentionContext, options: NystromOptions | None = None) -> None:
+        super().__init__(context, options)
+        taps = self.options.conv
+        if taps:
+            bound = 1 / math.sqrt(taps)
+            self.conv = nn.Parameter(torch.empty(context.heads, 1, taps).uniform_(-bound, bound))
+
+    def forward(
+        self,
+        values: Tensor,
+        lengths: SequenceLengths,
+        queries: Tensor,
+        keys: Tensor,
+        bias: nn.Module | None = None,
+    ) -> Tensor:
+        """Mix (batch, heads * channels, positions); kernels are computed in float32 or wider."""
+        values, queries, keys = map(lengths.zero_padding, (values, queries, keys))
+        mixed = self._attend(values, lengths, queries, keys)
+        if self.options.conv:
+            mixed = mixed + self._convolve(values)
+        return mixed.to(values.dtype)
+
+    def _attend(
+        self, values: Tensor, lengths: SequenceLengths, queries: Tensor, keys: Tensor
+    ) -> Tensor:
+        m = self.options.landmarks
+        few = [row for row, n in enumerate(lengths.host) if n <= m]
+        many = [row for row, n in enumerate(lengths.host) if n > m]
+        if not few:
+            return self._by_landmarks(values, lengths, queries, keys)
+        parts = []
+        for rows, attend in ((few, self._exact), (many, self._by_landmarks)):
+            if rows:
+                host = [lengths.host[row] for row in rows]
+                own = SequenceLengths(host, max(host), values.device)
+                index = torch.tensor(rows).to(values.device)
+                v, q, k = (x[index, :, : own.positions] for x in (values, queries, keys))
+                mixed = attend(v, own, q, k)
+                parts.append(F.pad(mixed, (0, lengths.positions - own.positions)))
+        order = torch.tensor([*few, *many]).argsort().to(values.device)
+        return torch.cat(parts)[order]
+
+    def _exact(
+        self, values: Tensor, lengths: SequenceLengths, queries: Tensor, keys: Tensor
+    ) -> Tensor:
+        values, queries, keys = map(self.fold, (values, queries, keys))
+        lengths = lengths.repeat(self.context.heads)
+        kernel = _softmax(queries * queries.size(1) ** -0.5, keys, lengths)
+        return self.unfold(torch.bmm(values, kernel.to(values.dtype).transpose(1, 2)))
+
+    def _by_landmarks(
+        self, values: Tensor, lengths: SequenceLengths, queries: Tensor, keys: Tensor
+    ) -> Tensor:
+        wide = torch.promote_types(values.dtype, torch.float32)
+        landmarks = [
+            self.fold(cell_means(x.to(wide), lengths, self.options.landmarks, disjoint_cells))
+            for x in (queries, keys)
+        ]
+        folded = [self.fold(x) for x in (values, queries, keys)]
+        lengths = lengths.repeat(self.context.heads)
+        return self.unfold(self._product(*folded, *landmarks, lengths))
+
+    @staticmethod
+    def _product(
+        values: Tensor,
+        queries: Tensor,
+        keys: Tensor,
+        query_landmarks: Tensor,
+        key_landmarks: Tensor,
+        lengths: SequenceLengths,
+    ) -> Tensor:
+        dtype, scale = values.dtype, queries.size(1) ** -0.5
+        seen = _softmax(query_landmarks.to(dtype) * scale, keys, lengths)
+        summaries = torch.bmm(seen.to(dtype), values.transpose(1, 2))
+        with torch.autocast(values.device.type, enabled=False):
+            between = _softmax(query_landmarks * scale, key_landmarks)
+            summaries = torch.bmm(pseudo_inverse(between), summaries.to(between.dtype))
+        kernel = _softmax(queries * scale, key_landmarks.to(dtype))
+        return torch.bmm(summaries.to(dtype).transpose(1, 2), kernel.to(dtype).transpose(1, 2))
+
+    def _convolve(self, values: Tensor) -> Tensor:
+        """Convolve the channels of each head with its filter; zeros stand outside the row."""
+        apart = values.unflatten(1, (self.context.heads, -1))
+        filters = self.conv.unsqueeze(2).to(values.dtype)
+        padding = (0, self.options.conv // 2)
+        mixed = F.conv2d(apart, filters, padding=padding, groups=self.context.heads)
+        return mixed.flatten(1, 2)
+
+
+def _softmax(queries: Tensor, keys: Tensor, lengths: SequenceLengths | None = None) -> Tensor:
+    """Return the weights of queries (batch, Z, a) over keys (batch, Z, b), (batch, a, b)."""
+    scores = torch.bmm(queries.transpose(1, 2), keys)
+    if lengths is not None and not lengths.full:
+        scores = scores.masked_fill(~lengths.mask, torch.finfo(scores.dtype).min)
+    return scores.softmax(dim=2, dtype=torch.promote_types(scores.dtype, torch.float32))
+
+
+def pseudo_inverse(kernel: Tensor) -> Tensor:
+    """Approximate the Moore-Penrose inverse by 6 iterations of third order.
+
+    Args:
+        kernel: (batch, m, m) with rows that sum to 1, float32 or wider.
+
+    Returns:
+        The same shape and dtype.
+    """
+    eye = torch.eye(kernel.size(1), dtype=kernel.dtype, device=kernel.device)
+    # the row sums are 1: this bounds the product of the two norms, of each matrix by itself
+    inverse = kernel.transpose(1, 2) / kernel.sum(1).amax(1)[:, None, None]
+    for _ in range(ITERATIONS):
+        product = torch.bmm(kernel, inverse)
+        inner = 15 * eye - torch.bmm(product, 7 * eye - product)
+        inverse = 0.25 * torch.bmm(inverse, 13 * eye - torch.bmm(product, inner))
+    return inverse
