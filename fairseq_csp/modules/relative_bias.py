@@ -23,16 +23,19 @@ class SimpleRelativeBias(nn.Module):
         Raises:
             UserError: there are more positions than distances were learnt for.
         """
-        if positions > self.max_positions:
-            raise UserError(
-                f"a row has {positions} positions, but the relative position bias reaches only "
-                f"{self.max_positions}: raise --max-positions (or --chunk-size)"
-            )
+        check_reach(positions, self.max_positions, "the relative position bias")
         count = positions if count is None else count
-        # the row of query i begins at max_positions - 1 - i
-        last_row = self.max_positions - first - count
-        line = self.rel_pos_bias[last_row : last_row + count + positions - 1]
-        return line.unfold(0, positions, 1).flip(0)
+        return by_distance(self.rel_pos_bias, positions, first, count)
+
+    def line(self, positions: int) -> Tensor:
+        """Return (2 * positions - 1,): entry positions - 1 + d is for the key d after the query.
+
+        Raises:
+            UserError: there are more positions than distances were learnt for.
+        """
+        check_reach(positions, self.max_positions, "the relative position bias")
+        unused = self.max_positions - positions
+        return self.rel_pos_bias[unused : unused + 2 * positions - 1]
 
 
 class RotaryRelativeBias(nn.Module):
@@ -58,6 +61,12 @@ class RotaryRelativeBias(nn.Module):
         alpha, beta = self.rotated(positions)
         last = positions if count is None else first + count
         return (alpha[first:last] @ beta.t()).to(self.alpha.dtype)
+
+    def line(self, positions: int) -> Tensor:
+        """Return (2 * positions - 1,): entry positions - 1 + d is for the key d after the query."""
+        alpha, beta = self.rotated(positions)
+        before, after = (alpha @ beta[0]).flip(0), beta @ alpha[0]
+        return torch.cat([before[:-1], after]).to(self.alpha.dtype)
 
 
 def rotary_angles(positions: int, dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -92,6 +101,37 @@ def rotate(vectors: Tensor, sine: Tensor, cosine: Tensor) -> Tensor:
     wide = torch.promote_types(vectors.dtype, sine.dtype)
     first, second = vectors.to(wide).chunk(2, dim=-1)
     return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
+
+
+def by_distance(numbers: Tensor, positions: int, first: int, count: int) -> Tensor:
+    """Spread one number for each distance over pairs of positions, as a view where it can be.
+
+    Args:
+        numbers: (..., 2P - 1): entry P - 1 + d is for the key d after the query.
+        positions: number of keys, at most P.
+        first: the first query.
+        count: number of queries from there, at most P - first.
+
+    Returns:
+        (..., count, positions): entry [i, j] is for query first + i and key j.
+    """
+    # the row of query i begins at P - 1 - i
+    last_row = (numbers.size(-1) + 1) // 2 - first - count
+    line = numbers[..., last_row : last_row + count + positions - 1]
+    return line.unfold(-1, positions, 1).flip(-2)
+
+
+def check_reach(positions: int, reach: int, what: str) -> None:
+    """Check that what was learnt for ``reach`` positions serves a row.
+
+    Raises:
+        UserError: the row has more positions.
+    """
+    if positions > reach:
+        raise UserError(
+            f"a row has {positions} positions, but {what} reaches only {reach}: raise "
+            "--max-positions (or --chunk-size)"
+        )
 
 
 def build_relative_bias(name: str, max_positions: int, dim: int) -> nn.Module:

@@ -14,11 +14,12 @@ DEFAULTS = {"value_dim": 12, "query_dim": 8, "heads": 2, "max_positions": 40}
 # arguments of build_attention, by entry and name of the case
 CASES: dict[str, dict[str, dict[str, Any]]] = {
     "sigmoid": {"by-length": {}, "number": {"shift": -1.5}},
+    "urpe": {"distances": {}, "buckets": {"buckets": 5, "max_positions": 10}},
     "csp": {"pairs": {}, "full": {"group_size": "full", "shift": "linear"}},
 }
 
 # their time grows with the square of the length
-QUADRATIC = {"softmax", "relu2", "laplace", "sigmoid"}
+QUADRATIC = {"softmax", "relu2", "laplace", "sigmoid", "urpe"}
 
 # what gradcheck may differ by where a part of an entry carries no gradient by definition
 NUMERICAL: dict[str, float] = {}
@@ -67,4 +68,8 @@ class Golden:
 
 GOLDEN: dict[str, Golden] = {
     "sigmoid": Golden(options=lambda given: {"shift": given["bias"]}),
+    "urpe": Golden(
+        parameters={"factor": "rel_factor", "bias": "rel_bias"},
+        projections={"q": "q_proj", "k": "k_proj", "v": "v_proj", "out": "out_proj"},
+    ),
 }

@@ -20,7 +20,9 @@ def read(path):
 
 
 @pytest.mark.parametrize("dtype", [torch.double, torch.float], ids=["float64", "float32"])
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [p for p in FILES if p.stem.split("_")[0] in GOLDEN], ids=lambda path: path.stem
+)
 def test_golden(path, dtype):
     name = path.stem.split("_")[0]
     golden, data = GOLDEN[name], read(path)
@@ -71,10 +73,10 @@ def test_golden(path, dtype):
         theirs = golden.parameters.get(key, key)
         own[key] = parameters[theirs].reshape(value.shape)
         used.add(theirs)
-    assert used == set(parameters)
     out = torch.func.functional_call(module.eval(), own, (called[0], lengths, *called[1:]))
     if "out" in golden.projections:
         out = project("out", out)
+    assert used == set(parameters)
     mask = torch.arange(out.size(1)) < lengths[:, None]
     out = (out * mask[:, :, None]).transpose(1, 2).reshape(tensors["out"].shape)
     (out * tensors["grad_out"]).sum().backward()

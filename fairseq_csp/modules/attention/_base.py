@@ -116,6 +116,17 @@ class AttentionFunction(nn.Module):
         self.options = self.options_type() if options is None else options
         self.layer = context.layer
 
+    @property
+    def reach(self) -> int:
+        """The most positions of a row, of a function whose parameters depend on them.
+
+        Raises:
+            UserError: it was built without.
+        """
+        if self.context.max_positions is None:
+            raise UserError(f"{self.name} needs max_positions, the most positions of a row")
+        return self.context.max_positions
+
     def attention_map(self, *inputs: Any) -> AttentionMaps:
         """Return the weights with which the first row's positions are mixed.
 
@@ -287,6 +298,23 @@ def read_options(options_type: type, name: str, given: dict[str, Any]) -> Any:
 def flag_of(name: str, key: str) -> str:
     """Return the flag of an option: ``--csp-group-size`` for ``group_size`` of ``csp``."""
     return "--" + f"{name}_{key.rstrip('_')}".replace("_", "-")
+
+
+def check_counts(name: str, options: Any, **least: int) -> None:
+    """Check options that are numbers of something.
+
+    Args:
+        name: of the function.
+        options: an instance of its dataclass of options.
+        **least: the smallest value of an option that is allowed, by field; None always is.
+
+    Raises:
+        UserError: a value is smaller.
+    """
+    for key, smallest in least.items():
+        value = getattr(options, key)
+        if value is not None and value < smallest:
+            raise UserError(f"{flag_of(name, key)} is {value}; it must be at least {smallest}")
 
 
 def _read(flag: str, value: Any, hint: Any, choices: Sequence[str] | None) -> Any:

@@ -1,5 +1,7 @@
 """What attention by a score of each query and key has in common."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -59,12 +61,14 @@ class ScoreAttention(QueryKeyAttention):
         lengths: SequenceLengths,
         queries: Tensor,
         keys: Tensor,
-        bias: nn.Module | None,
+        bias: Callable[[int, int, int], Tensor] | None,
         first: int,
     ) -> Tensor:
         scores = torch.bmm(queries.transpose(1, 2), keys)
         if bias is not None:
-            scores = scores + bias(keys.size(2), first, queries.size(2)).to(scores.dtype)
+            # one for all heads, or (heads, queries, keys)
+            added = bias(keys.size(2), first, queries.size(2)).to(scores.dtype)
+            scores = scores.unflatten(0, (-1, self.context.heads)).add(added).flatten(0, 1)
         return self.weights(scores, lengths)
 
     def attention_map(
@@ -106,6 +110,22 @@ class ScoreAttention(QueryKeyAttention):
             (batch, queries, keys), the dtype of the scores or wider.
         """
         raise NotImplementedError
+
+
+def softmax_of_valid(scores: Tensor, lengths: SequenceLengths) -> Tensor:
+    """Return the softmax over the valid keys.
+
+    Args:
+        scores: (batch, queries, keys), any floating dtype.
+        lengths: which keys are valid; without any the weights are those of equal scores.
+
+    Returns:
+        (batch, queries, keys) in float32 or wider.
+    """
+    if not lengths.full:
+        # not -inf: a chunk may have no valid key at all
+        scores = scores.masked_fill(~lengths.mask, torch.finfo(scores.dtype).min)
+    return scores.softmax(dim=2, dtype=torch.promote_types(scores.dtype, torch.float32))
 
 
 class ElementwiseAttention(ScoreAttention):

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairseq_csp.modules.attention import register_attention
-from fairseq_csp.modules.attention._scores import ScoreAttention
+from fairseq_csp.modules.attention._scores import ScoreAttention, softmax_of_valid
 from fairseq_csp.modules.lengths import SequenceLengths
 from fairseq_csp.modules.relative_bias import SimpleRelativeBias
 
@@ -55,7 +55,4 @@ class SoftmaxAttention(ScoreAttention):
 
     def weights(self, scores: Tensor, lengths: SequenceLengths) -> Tensor:
         """Return the softmax over the valid keys, (batch, queries, keys) in float32 or wider."""
-        if not lengths.full:
-            # not -inf: a chunk may have no valid key at all
-            scores = scores.masked_fill(~lengths.mask, torch.finfo(scores.dtype).min)
-        return scores.softmax(dim=2, dtype=torch.promote_types(scores.dtype, torch.float32))
+        return softmax_of_valid(scores, lengths)
