@@ -84,12 +84,15 @@ def test_golden(path, dtype):
     found |= {f"grad.in.{key}": value.grad for key, value in inputs.items()}
     found |= {f"grad.param.{key}": value.grad for key, value in parameters.items()}
     tolerance = golden.tolerance if dtype == torch.double else max(1e-5, golden.tolerance)
+    # some gradients are nothing but rounding, so that the largest of all is the measure
+    largest = max(tensors[key].abs().max() for key in found if key != "out" and key in tensors)
     for key, value in found.items():
         if key not in tensors:
             continue
         expected = tensors[key]
         assert value is not None, key
-        error = (value - expected).abs().max() / expected.abs().max().clamp(min=1e-30)
+        scale = expected.abs().max() if key == "out" else largest
+        error = (value - expected).abs().max() / scale
         assert error < tolerance, f"{key} is {error:.1e} of its largest number off"
 
 
