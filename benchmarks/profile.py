@@ -22,7 +22,7 @@ REST = "everything else"
 # kinds of work by a part of a function's name, for all that it calls
 FUNCTIONS = {
     "_Convolve": "moving average, without its kernel",
-    "_Permute": "CSP",
+    "fairseq_csp::csp_": "CSP",
     "_Dropout": "dropout",
     "_RMSNorm": "norms",
     "LerpBackward": "activations and gates",

@@ -116,6 +116,37 @@ def test_empty_batch():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_float32_under_autocast(dtype):
+    """Value and gradients: autocast would make the kernel half precision, which the FFT refuses."""
+    values = [value.requires_grad_() for value in parameters(2, 3, dtype=torch.float32)]
+    x = torch.randn(2, 2, 100, requires_grad=True)
+    outputs = []
+    for enabled in (True, False):
+        with torch.autocast("cpu", dtype=dtype, enabled=enabled):
+            out = fast(x, *values)
+        outputs.append([out, *torch.autograd.grad(out.square().sum(), [x, *values])])
+        assert out.dtype == torch.float32
+    for found, expected in zip(*outputs, strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_sizes_of_the_fft():
+    """5-smooth numbers: the next above 7, 17, 31, 97 and 7,999."""
+    sizes = [circular_kernel(torch.zeros(2, 1), torch.zeros(1), n).size(1) for n in (7, 17, 31, 97)]
+    assert sizes == [8, 18, 32, 100]
+    assert circular_kernel(torch.zeros(2, 4000), torch.zeros(1), 4000).size(1) == 8000
+    assert circular_kernel(torch.zeros(2, 1), torch.zeros(1), 1).size(1) == 1
+
+
+def test_compiles_without_a_break():
+    torch._dynamo.reset()
+    values = parameters(2, 3, dtype=torch.float32)
+    x = torch.randn(2, 2, 100)
+    compiled = torch.compile(fast, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x, *values), fast(x, *values))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_computed_in_float32(dtype):
     values = parameters(2, 3, dtype=torch.float32)
     x = torch.randn(2, 2, 100).to(dtype)

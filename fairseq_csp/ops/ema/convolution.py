@@ -1,9 +1,19 @@
 """The convolution with the moving average's kernel, and its gradient."""
 
 import torch
-from scipy.fft import next_fast_len
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
+
+from fairseq_csp.ops.autocast import outside_autocast
+
+# sizes at which FFTs are fast, up to 2^24: their only factors are 2, 3 and 5
+FAST_SIZES = sorted(
+    2**a * 3**b * 5**c
+    for a in range(25)
+    for b in range(16)
+    for c in range(11)
+    if 2**a * 3**b * 5**c <= 1 << 24
+)
 
 
 def circular_kernel(kernel: Tensor, skip: Tensor, positions: int) -> Tensor:
@@ -20,17 +30,19 @@ def circular_kernel(kernel: Tensor, skip: Tensor, positions: int) -> Tensor:
         do not meet.
     """
     back, ahead = kernel.chunk(2)
-    size = next_fast_len(positions + kernel.size(1) - 1, real=True)
+    size = _fast_size(positions + kernel.size(1) - 1)
     here = back[:, :1] + ahead[:, :1] + skip.to(kernel.dtype).unsqueeze(1)
     between = back.new_zeros(back.size(0), size - 2 * kernel.size(1) + 1)
     return torch.cat([here, back[:, 1:], between, ahead[:, 1:].flip(1)], dim=1)
 
 
+@outside_autocast
 def convolve(x: Tensor, circle: Tensor) -> Tensor:
     """Convolve every channel with its circular kernel by one FFT.
 
     Args:
-        x: (batch, D, positions), any floating dtype; computed in float32 or wider.
+        x: (batch, D, positions), any floating dtype; computed in float32 or wider, under
+            autocast too.
         circle: (D, size), float32 or wider, from :func:`circular_kernel`.
 
     Returns:
@@ -70,6 +82,10 @@ class _Convolve(torch.autograd.Function):
             product = spectrum.mul_(kernel)
             grad_x = torch.fft.irfft(product, n=ctx.size)[..., :positions].to(grad.dtype)
         return grad_x, grad_circle
+
+
+def _fast_size(least: int) -> int:
+    return next(size for size in FAST_SIZES if size >= least)
 
 
 def _spectrum(x: Tensor, size: int) -> Tensor:

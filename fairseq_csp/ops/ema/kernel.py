@@ -5,14 +5,20 @@ import math
 import torch
 from torch import Tensor
 
+from fairseq_csp.ops.autocast import outside_autocast
 
+# lags of a block: about the root of the lengths in use
+BLOCK = 64
+
+
+@outside_autocast
 def ema_kernel(delta: Tensor, alpha: Tensor, beta: Tensor, gamma: Tensor, length: int) -> Tensor:
     """Return the moving average's kernel ``sum_n p beta gamma sqrt(1/N) q^t`` for each lag t.
 
-    ``p = sigmoid(delta)``, ``q = 1 - p sigmoid(alpha)``. A lag is written ``t = a*m + b`` with
-    ``m`` about ``sqrt(length)``, so that only ``2*sqrt(length)`` powers are taken per channel and
-    component, and one batched matrix product gives the rest. The parameters are of any floating
-    dtype; half precision is computed in float32.
+    ``p = sigmoid(delta)``, ``q = 1 - p sigmoid(alpha)``. A lag is written ``t = 64 a + b``, so that
+    only ``64 + length / 64`` powers are taken per channel and component, and one batched matrix
+    product gives the rest. The parameters are of any floating dtype; half precision is computed in
+    float32, and so is all of it under autocast.
 
     Args:
         delta: (K, N, 1) damping, before the sigmoid.
@@ -30,11 +36,10 @@ def ema_kernel(delta: Tensor, alpha: Tensor, beta: Tensor, gamma: Tensor, length
     # log(0) and its gradient away where both sigmoids are rounded to 1
     log_q = torch.log1p(-(p * torch.sigmoid(alpha)).clamp(max=1 - torch.finfo(p.dtype).eps))
     weight = p * beta * gamma.unsqueeze(2) * math.sqrt(1 / gamma.size(1))
-    block = max(math.isqrt(length), 1)
-    blocks = -(-length // block)
-    lags = torch.arange(max(block, blocks), dtype=log_q.dtype, device=log_q.device)
-    fine = torch.exp(lags[:block] * log_q)
-    coarse = weight * torch.exp(lags[:blocks] * block * log_q)
+    blocks = (length + BLOCK - 1) // BLOCK
+    lags = torch.arange(max(BLOCK, blocks), dtype=log_q.dtype, device=log_q.device)
+    fine = torch.exp(lags[:BLOCK] * log_q)
+    coarse = weight * torch.exp(lags[:blocks] * BLOCK * log_q)
     return torch.bmm(coarse.transpose(1, 2), fine).flatten(1)[:, :length]
 
 
