@@ -142,11 +142,14 @@ def plain_config(cfg: Any, config: type | None = None) -> types.SimpleNamespace:
     )
 
 
-def flags_without_effect(cfg: Any) -> list[str]:
-    """Return the flags with another value than by default that change nothing in a model.
+def flags_with_effect(cfg: Any) -> set[str]:
+    """Return the names of the flags that a model is built by.
 
     Args:
         cfg: the model's configuration.
+
+    Raises:
+        UserError: its family or attention function is unknown, or they do not go together.
     """
     member, cls = family(cfg.layer_type), attention_of(cfg)
     used = {item.name for item in dataclasses.fields(SharedConfig)}
@@ -158,7 +161,16 @@ def flags_without_effect(cfg: Any) -> list[str]:
         used.discard("attention_activation_fn")
     if cls is not None:
         used |= {option_key(cls, item) for item in dataclasses.fields(cls.options_type)}
-    defaults = _defaults_of(cfg)
+    return used
+
+
+def flags_without_effect(cfg: Any) -> list[str]:
+    """Return the flags with another value than by default that change nothing in a model.
+
+    Args:
+        cfg: the model's configuration.
+    """
+    used, defaults = flags_with_effect(cfg), _defaults_of(cfg)
     return [
         "--" + item.name.replace("_", "-")
         for item in dataclasses.fields(config_class())

@@ -5,15 +5,14 @@ import signal
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from fairseq_csp.errors import UserError
 from fairseq_csp.output import printable
+from fairseq_csp.report.flags import attention_name, settings
 from fairseq_csp.report.logs import Log, Point, read_log
 from fairseq_csp.report.records import (
-    MOST,
     Fields,
     OddValueError,
     read_checkpoint,
@@ -23,17 +22,6 @@ from fairseq_csp.train_lra import RESULT
 
 BEST, LAST, COMMANDS = "checkpoint_best.pt", "checkpoint_last.pt", "command.jsonl"
 FINISHED, NOT_TESTED = "finished", "not tested"
-# where two runs of a cell may differ; the others are paths, logging, and what follows from these
-_GROUPS = ("model", "task", "optimization", "optimizer", "lr_scheduler")
-_KEYS = {
-    "common": ("fp16", "bf16", "amp", "memory_efficient_fp16", "memory_efficient_bf16"),
-    "dataset": ("batch_size", "max_tokens", "train_subset"),
-    "distributed_training": ("distributed_world_size",),
-}
-# told by the cell itself, or not by what the run computes
-_LEFT_OUT = {"data", "seed", "attention", "attention_activation_fn"}
-# kinds of values that a flag can have; of a list its members
-_FLAG_VALUES = (str, int, float, type(None))
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -252,8 +240,8 @@ def _whole_run(
         data=data,
         generated=_is_generated(data),
         architecture=model.text("_name") or "?",
-        attention=_attention(model),
-        settings=_settings(config),
+        attention=attention_name(config),
+        settings=settings(config),
         seed=config.fields("common").whole("seed"),
         chance=100 / classes if classes else None,
         valid=_best_valid(config, extra, curves["valid"]),
@@ -298,42 +286,6 @@ def _status(log: Log, config: Fields, status: int | None, updates: int) -> str:
 def _signal(number: int) -> str:
     known = [each.name for each in signal.Signals if each == number]
     return known[0] if known else f"signal {number}"
-
-
-def _attention(model: Fields) -> str:
-    family = model.text("layer_type")
-    if family == "lstm":
-        return "none"
-    own = "softmax" if family == "transformer" else model.text("attention_activation_fn")
-    return model.text("attention") or own or "?"
-
-
-def _settings(config: Fields) -> dict[str, str]:
-    """Return the flags that tell two runs of a cell apart, each with its value."""
-    chosen = [(group, config.fields(group), None) for group in _GROUPS]
-    chosen += [(group, config.fields(group), keys) for group, keys in _KEYS.items()]
-    settings = {}
-    for group, fields, keys in chosen:
-        for key, value in fields.values.items():
-            if key in _LEFT_OUT or (keys is not None and key not in keys):
-                continue
-            name = group if key == "_name" else key
-            settings[f"--{name.replace('_', '-')}"] = _shown(value)
-    return settings
-
-
-def _shown(value: Any) -> str:
-    """Return a flag's value as on a command line.
-
-    Raises:
-        OddValueError: no flag has such a value.
-    """
-    values = value if isinstance(value, list | tuple) else [value]
-    if len(values) > 100 or not all(isinstance(each, _FLAG_VALUES) for each in values):
-        raise OddValueError(f"a flag is a {type(value).__name__} that no flag can be")
-    if any(isinstance(each, int) and abs(each) > MOST for each in values):
-        raise OddValueError("a flag is a number too large")
-    return " ".join(map(str, values))
 
 
 def _best_valid(config: Fields, extra: Fields, curve: dict[int, Point]) -> float | None:

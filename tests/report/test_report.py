@@ -128,6 +128,69 @@ def test_seeds_are_one_row_and_settings_are_not(runs, capsys):
     assert rows["--csp-shift linear"]["test %"] == "20.00"
 
 
+LATER_FLAGS = [
+    # each made before the flag was there, or where another function's option has another value
+    ("model", "csp_order", None),
+    ("model", "keep_padding", None),
+    ("model", "chunk_size", None),
+    ("model", "sentence_class_num", None),  # the architecture's 10, not the flag's 2
+    ("model", "agent_tokens", 7),
+    ("model", "encoder_attention_heads", 2),
+    ("model", "attention_activation_fn", "laplace"),
+    ("model", "dropout", 0.1),
+    ("task", "sen_rep_type", None),
+    ("task", "no_shuffle", None),
+    ("optimizer", "weight_decay", None),
+    ("optimizer", "lr", None),  # that of the optimization
+    ("lr_scheduler", "warmup_init_lr", None),
+    ("optimization", "use_bmuf", None),
+    ("common", "amp", None),
+]
+
+
+def test_runs_of_one_configuration_are_one_row_whenever_they_were_made(runs, capsys):
+    for seed, (group, key, value) in enumerate(LATER_FLAGS, start=2):
+        for file in another(runs, f"seed-{seed}").glob("checkpoint_*.pt"):
+            state = torch.load(file, weights_only=True)
+            state["cfg"]["common"]["seed"] = seed
+            if value is None:
+                del state["cfg"][group][key]
+            else:
+                state["cfg"][group][key] = value
+            torch.save(state, file)
+    rows = table(report(capsys, runs), "Results")
+    assert [row["setting"] for row in rows] == [""]
+    assert rows[0]["seeds"] == ", ".join(str(1 + k) for k in range(1 + len(LATER_FLAGS)))
+
+
+@pytest.mark.parametrize(
+    ("group", "key", "value", "shown"),
+    [
+        ("model", "csp_order", "sort_shift", "--csp-order sort_shift"),
+        ("model", "z_dim", 5, ""),  # CSP has no queries
+        ("model", "n_dim", 5, "--n-dim 5"),
+        ("optimization", "lr", [0.1], "--lr 0.1"),
+        ("common", "bf16", True, "--bf16 True"),
+        ("model", "a_flag_of_another_version", 3, "--a-flag-of-another-version 3"),
+    ],
+)
+def test_runs_that_differ_are_rows_of_their_own(runs, capsys, group, key, value, shown):
+    another(runs, "other", {(group, key): value, ("common", "seed"): 2})
+    settings = {row["seeds"]: row["setting"] for row in table(report(capsys, runs), "Results")}
+    if shown:
+        assert settings["2"] == shown
+    else:
+        assert settings == {"1, 2": ""}
+
+
+def test_options_of_an_unknown_function_do_not_take_the_report_down(runs, capsys):
+    mine = {("model", "attention"): "mine", ("model", "mine_width"): 3}
+    another(runs, "mine-1", mine)
+    another(runs, "mine-2", {**mine, ("common", "seed"): 2, ("model", "csp_shift"): "none"})
+    rows = {row["attention"]: row for row in table(report(capsys, runs), "Results")}
+    assert (rows["mine"]["seeds"], rows["mine"]["setting"]) == ("1, 2", "")
+
+
 def test_a_seed_that_was_run_twice_counts_once(runs, capsys):
     another(runs, "again", accuracy=50.0)
     (row,) = table(report(capsys, runs), "Results")
