@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from commands import call, logged, succeed
+from tests.helpers.commands import call, logged, succeed
 
 EARLIER = Path(__file__).parent / "golden" / "earlier"
 EXPECTED = json.loads((EARLIER / "expected.json").read_text())

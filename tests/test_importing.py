@@ -4,7 +4,7 @@ import shutil
 import sys
 
 import pytest
-from commands import ROOT, call, generate_listops, training_command
+from tests.helpers.commands import ROOT, call, generate_listops, training_command
 
 USER_DIRECTORY = """
 import fairseq_csp
