@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+
 from tests.helpers.commands import call, logged, succeed
 
 EARLIER = Path(__file__).parent / "golden" / "earlier"
