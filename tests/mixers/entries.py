@@ -15,6 +15,12 @@ DEFAULTS = {"value_dim": 12, "query_dim": 8, "heads": 2, "max_positions": 40}
 CASES: dict[str, dict[str, dict[str, Any]]] = {
     "sigmoid": {"by-length": {}, "number": {"shift": -1.5}},
     "urpe": {"distances": {}, "buckets": {"buckets": 5, "max_positions": 10}},
+    "local": {"window": {"window": 2}, "global": {"window": 1, "global": 2}},
+    "longformer": {"": {"window": 3}, "large": {"window": 30, "global": 0}},
+    "bigbird": {
+        "": {"window": 2, "global": 1, "random": 2},
+        "windowed": {"window": 1, "global": 0, "random": 2},
+    },
     "csp": {"pairs": {}, "full": {"group_size": "full", "shift": "linear"}},
 }
 
@@ -71,5 +77,11 @@ GOLDEN: dict[str, Golden] = {
     "urpe": Golden(
         parameters={"factor": "rel_factor", "bias": "rel_bias"},
         projections={"q": "q_proj", "k": "k_proj", "v": "v_proj", "out": "out_proj"},
+    ),
+    "local": Golden(options=lambda given: {key: given[key] for key in ("window", "global")}),
+    "longformer": Golden(
+        options=lambda given: {key: given[key] for key in ("window", "global")},
+        projections={"q": "query", "k": "key", "v": "value"},
+        tolerance=5e-7,
     ),
 }

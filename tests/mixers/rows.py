@@ -44,6 +44,7 @@ def assert_equal_to_formula(
     bias: str | None = None,
     rows: tuple[int, ...] = ROWS,
     heads: int = 2,
+    tolerance: float = 1e-12,
     **arguments: Any,
 ) -> None:
     """Compare an entry on a padded batch with a formula for one head of one row.
@@ -55,6 +56,7 @@ def assert_equal_to_formula(
         bias: kind of the relative bias that MEGA and FLASH bring; they have one head.
         rows: valid positions of the rows.
         heads: attention heads where there is no relative bias.
+        tolerance: how far a number may be off; the rotary bias knows float32 only.
         arguments: of the entry and of its context.
     """
     heads = 1 if bias else heads
@@ -75,7 +77,7 @@ def assert_equal_to_formula(
             )
         ]
         torch.testing.assert_close(
-            found[row, :, :n].t(), torch.cat(expected, dim=1).double(), rtol=0, atol=1e-12
+            found[row, :, :n].t(), torch.cat(expected, dim=1).double(), rtol=0, atol=tolerance
         )
 
 
