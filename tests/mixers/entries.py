@@ -3,9 +3,12 @@
 An entry that is not named here is tested as it is by default, at linear cost.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from fairseq_csp.modules.attention import ATTENTION_REGISTRY
 
@@ -20,6 +23,13 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
     "bigbird": {
         "": {"window": 2, "global": 1, "random": 2},
         "windowed": {"window": 1, "global": 0, "random": 2},
+    "fnet": {"both-axes": {}, "positions": {"channels": "off", "norm": "none"}},
+    "s4d": {"two-way": {"state": 6}, "one-way": {"state": 6, "two_way": "off"}},
+    "nystrom": {"": {"landmarks": 4, "conv": 5}, "no-conv": {"landmarks": 4, "conv": 0}},
+    "agent": {
+        "text": {"tokens": 4},
+        "no-conv": {"tokens": 4, "conv": "off"},
+        "image": {"tokens": 4, "grid": (3, 5)},
     },
     "csp": {"pairs": {}, "full": {"group_size": "full", "shift": "linear"}},
 }
@@ -60,19 +70,40 @@ class Golden:
 
     Attributes:
         options: from the file's options to those of the entry.
-        parameters: the file's parameter by the entry's own name; those of a same name are taken
-            without it.
-        projections: the file's linear maps around the entry by role: q, k, v and out.
+        parameters: the file's parameter by the entry's own name, or what makes it of the file's;
+            those of a same name are taken without it.
+        projections: the file's linear maps around the entry by role: q, k, v and out; behind a
+            colon which third of a joint one it is.
         tolerance: in float64, relative to the largest number.
     """
 
     options: Callable[[dict[str, Any]], dict[str, Any]] = lambda _: {}
-    parameters: dict[str, str] = field(default_factory=dict)
+    parameters: dict[str, str | Callable[[Mapping[str, Tensor]], Tensor]] = field(
+        default_factory=dict
+    )
     projections: dict[str, str] = field(default_factory=dict)
     tolerance: float = 1e-10
 
 
+def _s4d_kernels(theirs: Mapping[str, Tensor]) -> Tensor:
+    names = ("C.forward", "C.backward") if "C.forward" in theirs else ("C",)
+    return torch.stack([theirs[name] for name in names])
+
+
 GOLDEN: dict[str, Golden] = {
+    "fnet": Golden(options=lambda given: {"norm": given["norm"]}),
+    "s4d": Golden(
+        options=lambda given: {"state": given["state"], "two_way": given["bidirectional"]},
+        parameters={"C": _s4d_kernels},
+    ),
+    "nystrom": Golden(
+        options=lambda given: {"landmarks": given["landmarks"], "conv": given["conv"]}
+    ),
+    "agent": Golden(
+        options=lambda given: {"tokens": given["agents"]},
+        parameters={"conv.weight": "dwc.weight", "conv.bias": "dwc.bias"},
+        projections={"q": "qkv:0", "k": "qkv:1", "v": "qkv:2", "out": "proj"},
+    ),
     "sigmoid": Golden(options=lambda given: {"shift": given["bias"]}),
     "urpe": Golden(
         parameters={"factor": "rel_factor", "bias": "rel_bias"},

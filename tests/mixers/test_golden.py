@@ -19,6 +19,18 @@ def read(path):
         return {name: file[name] for name in file.files}
 
 
+class Noting(dict):
+    """A dictionary that notes which of its entries were used."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.used = set()
+
+    def __getitem__(self, key):
+        self.used.add(key)
+        return super().__getitem__(key)
+
+
 @pytest.mark.parametrize("dtype", [torch.double, torch.float], ids=["float64", "float32"])
 @pytest.mark.parametrize(
     "path", [p for p in FILES if p.stem.split("_")[0] in GOLDEN], ids=lambda path: path.stem
@@ -43,14 +55,15 @@ def test_golden(path, dtype):
         for key, value in tensors.items()
         if key.startswith("param.")
     }
-    used = set()
+    theirs = Noting(parameters)
 
     def project(role, x):
-        weight, bias = (f"{golden.projections[role]}.{kind}" for kind in ("weight", "bias"))
-        used.update((weight, bias))
-        weight = parameters[weight]
+        whole, _, third = golden.projections[role].partition(":")
+        weight, bias = (theirs[f"{whole}.{kind}"] for kind in ("weight", "bias"))
         weight = weight.t() if "x @ weight" in options.get("weights", "") else weight
-        return torch.nn.functional.linear(x, weight, parameters[bias])
+        if third:
+            weight, bias = (x.chunk(3)[int(third)] for x in (weight, bias))
+        return torch.nn.functional.linear(x, weight, bias)
 
     heads = options.get("heads") or (inputs["q"].size(1) if "q" in inputs else 1)
     if golden.projections:
@@ -70,13 +83,12 @@ def test_golden(path, dtype):
     ).to(dtype)
     own = {}
     for key, value in module.state_dict().items():
-        theirs = golden.parameters.get(key, key)
-        own[key] = parameters[theirs].reshape(value.shape)
-        used.add(theirs)
+        source = golden.parameters.get(key, key)
+        own[key] = (source(theirs) if callable(source) else theirs[source]).reshape(value.shape)
     out = torch.func.functional_call(module.eval(), own, (called[0], lengths, *called[1:]))
     if "out" in golden.projections:
         out = project("out", out)
-    assert used == set(parameters)
+    assert theirs.used == set(parameters)
     mask = torch.arange(out.size(1)) < lengths[:, None]
     out = (out * mask[:, :, None]).transpose(1, 2).reshape(tensors["out"].shape)
     (out * tensors["grad_out"]).sum().backward()

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairseq_csp.errors import UserError
@@ -96,7 +97,7 @@ class AgentAttention(QueryKeyAttention):
         mixed = self.unfold(torch.bmm(summaries, spread.to(values.dtype).transpose(1, 2)))
         if self.options.conv:
             mixed = mixed + self._convolve(values)
-        return mixed.to(values.dtype)
+        return lengths.zero_padding(mixed).to(values.dtype)
 
     def _weights(self, queries: Tensor, keys: Tensor, lengths: SequenceLengths | None) -> Tensor:
         scores = torch.bmm(queries.transpose(1, 2), keys)
@@ -106,9 +107,11 @@ class AgentAttention(QueryKeyAttention):
         return dropout(scores.softmax(2, dtype=wide), self.context.dropout, self.training)
 
     def _convolve(self, values: Tensor) -> Tensor:
-        grid = self.context.grid
+        weight, bias = (x.to(values.dtype) for x in (self.conv.weight, self.conv.bias))
+        groups, grid = len(weight), self.context.grid
         if grid is None:
-            return self.conv(values)
+            return F.conv1d(values, weight, bias, padding=1, groups=groups)
         size = math.prod(grid)
-        mixed = self.conv(values[:, :, :size].unflatten(2, grid)).flatten(2)
-        return nn.functional.pad(mixed, (0, values.size(2) - size))
+        image = values[:, :, :size].unflatten(2, grid)
+        mixed = F.conv2d(image, weight, bias, padding=1, groups=groups).flatten(2)
+        return F.pad(mixed, (0, values.size(2) - size))
