@@ -23,6 +23,13 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
     "bigbird": {
         "": {"window": 2, "global": 1, "random": 2},
         "windowed": {"window": 1, "global": 0, "random": 2},
+    "gqa": {"half": {"heads": 4}, "multi-query": {"heads": 2, "gqa_heads": 1}},
+    "kdgqa": {
+        "": {"value_dim": 24, "query_dim": 24, "heads": 6, "kdgqa_heads": 3},
+        "least": {"value_dim": 24, "query_dim": 24, "heads": 6, "kdgqa_heads": 2, "least": 1},
+    },
+    "dgqa": {"": {"heads": 4}},
+    "sqa": {"": {"heads": 4}, "symmetric": {"heads": 4, "queries": 2, "keys": 2}},
     "fnet": {"both-axes": {}, "positions": {"channels": "off", "norm": "none"}},
     "s4d": {"two-way": {"state": 6}, "one-way": {"state": 6, "two_way": "off"}},
     "nystrom": {"": {"landmarks": 4, "conv": 5}, "no-conv": {"landmarks": 4, "conv": 0}},
@@ -35,7 +42,7 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 # their time grows with the square of the length
-QUADRATIC = {"softmax", "relu2", "laplace", "sigmoid", "urpe"}
+QUADRATIC = {"gqa", "kdgqa", "dgqa", "sqa", "softmax", "relu2", "laplace", "sigmoid", "urpe"}
 
 # what gradcheck may differ by where a part of an entry carries no gradient by definition
 NUMERICAL: dict[str, float] = {}
@@ -90,7 +97,21 @@ def _s4d_kernels(theirs: Mapping[str, Tensor]) -> Tensor:
     return torch.stack([theirs[name] for name in names])
 
 
+_GROUPED = Golden(
+    options=lambda given: {f"{given['kind']}_heads": given["key_heads"]},
+    parameters={
+        f"{own}_proj.{kind}": f"{theirs}.{kind}"
+        for own, theirs in (("q", "q"), ("k", "k"), ("v", "v"), ("out", "proj"))
+        for kind in ("weight", "bias")
+    },
+)
+
 GOLDEN: dict[str, Golden] = {
+    "gqa": _GROUPED,
+    "kdgqa": _GROUPED,
+    "sqa": Golden(
+        options=lambda given: {"queries": given["query_heads"], "keys": given["key_heads"]}
+    ),
     "fnet": Golden(options=lambda given: {"norm": given["norm"]}),
     "s4d": Golden(
         options=lambda given: {"state": given["state"], "two_way": given["bidirectional"]},

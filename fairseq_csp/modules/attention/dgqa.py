@@ -1,0 +1,96 @@
+"""Dynamic grouped queries (arXiv 2408.08454): the dealing of query heads follows the training."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fairseq_csp.errors import UserError
+from fairseq_csp.modules.attention import AttentionContext, option, register_attention
+from fairseq_csp.modules.attention._heads import allocate, check_least, dealt, key_norms
+from fairseq_csp.modules.attention.gqa import GroupedQueries
+from fairseq_csp.modules.attention.kdgqa import KDGQAOptions
+from fairseq_csp.modules.lengths import SequenceLengths
+
+RULES = ("diff", "ema")
+# share of the newest norms in rule ema
+NEWEST = 0.9
+
+
+@dataclass
+class DGQAOptions(KDGQAOptions):
+    """Options of the dealing.
+
+    Raises:
+        UserError: the window is not positive.
+    """
+
+    window: int = option(1, "updates after which dgqa deals its query heads anew")
+    rule: str = option(
+        "diff", "dgqa deals by how much the norms changed, or by their average", choices=RULES
+    )
+
+    def __post_init__(self) -> None:
+        if self.window < 1:
+            raise UserError(f"--dgqa-window is {self.window}; it must be at least 1")
+
+
+@register_attention("dgqa", options=DGQAOptions)
+class DynamicAttention(GroupedQueries):
+    """Softmax attention whose query heads go to the G key heads as training has dealt them.
+
+    One allocation serves all rows; it begins even. Every ``window`` training updates (told by
+    ``set_num_updates``, as fairseq does after each) the norms of the key heads, averaged over the
+    rows and processes of the last update, deal it anew: by ``|cache - m|`` (diff) or by
+    ``0.9 m + 0.1 cache`` (ema); then m is the cache. It stays in evaluation. Parameters as in gqa;
+    time ``O(n^2)``.
+
+    Raises:
+        UserError: the key heads do not divide the heads, or cannot have as many queries each.
+    """
+
+    def __init__(self, context: AttentionContext, options: DGQAOptions | None = None) -> None:
+        super().__init__(context, options)
+        check_least(self.name, self.options.least, self.queries, self.keys)
+        even = torch.full((self.keys,), self.queries // self.keys)
+        self.register_buffer("alloc", even)
+        self.register_buffer("cache", torch.zeros(self.keys, dtype=torch.float64))
+        # sums of the norms and the number of rows since the last update
+        self.register_buffer("seen", torch.zeros(self.keys + 1).double(), persistent=False)
+
+    def serve(
+        self, keys: Tensor, values: Tensor, lengths: SequenceLengths
+    ) -> tuple[Tensor, Tensor]:
+        """Give each query head the keys and values allocated to it."""
+        if self.training:
+            norms = key_norms(keys.detach())
+            self.seen[:-1] += norms.sum(0)
+            self.seen[-1] += len(norms)
+        return dealt(self.alloc.expand(len(keys), -1), self.queries, keys, values)
+
+    @torch.no_grad()
+    def set_num_updates(self, updates: int) -> None:
+        """Deal the query heads anew if it is time; called after each training update."""
+        seen = self.seen.clone()
+        self.seen.zero_()
+        if updates % self.options.window:
+            return
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(seen)
+        if not seen[-1]:
+            return
+        mean = seen[:-1] / seen[-1]
+        if self.options.rule == "diff":
+            shares = (self.cache - mean).abs()
+        else:
+            shares = NEWEST * mean + (1 - NEWEST) * self.cache
+        self.cache.copy_(mean)
+        self.alloc.copy_(allocate(shares[None], self.queries, self.options.least)[0])
+
+    def drop_dead_weights(self, state_dict: dict[str, Tensor], prefix: str) -> int:
+        """Average published keys and values, with which the dealing begins even."""
+        dropped = super().drop_dead_weights(state_dict, prefix)
+        if f"{prefix}k_proj.weight" in state_dict:
+            for name in ("alloc", "cache"):
+                state_dict.setdefault(prefix + name, self.get_buffer(name).clone())
+        return dropped
