@@ -16,13 +16,6 @@ DEFAULTS = {"value_dim": 12, "query_dim": 8, "heads": 2, "max_positions": 40}
 
 # arguments of build_attention, by entry and name of the case
 CASES: dict[str, dict[str, dict[str, Any]]] = {
-    "sigmoid": {"by-length": {}, "number": {"shift": -1.5}},
-    "urpe": {"distances": {}, "buckets": {"buckets": 5, "max_positions": 10}},
-    "local": {"window": {"window": 2}, "global": {"window": 1, "global": 2}},
-    "longformer": {"": {"window": 3}, "large": {"window": 30, "global": 0}},
-    "bigbird": {
-        "": {"window": 2, "global": 1, "random": 2},
-        "windowed": {"window": 1, "global": 0, "random": 2},
     "gqa": {"half": {"heads": 4}, "multi-query": {"heads": 2, "gqa_heads": 1}},
     "kdgqa": {
         "": {"value_dim": 24, "query_dim": 24, "heads": 6, "kdgqa_heads": 3},
@@ -37,6 +30,14 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
         "text": {"tokens": 4},
         "no-conv": {"tokens": 4, "conv": "off"},
         "image": {"tokens": 4, "grid": (3, 5)},
+    },
+    "sigmoid": {"by-length": {}, "number": {"shift": -1.5}},
+    "urpe": {"distances": {}, "buckets": {"buckets": 5, "max_positions": 10}},
+    "local": {"window": {"window": 2}, "global": {"window": 1, "global": 2}},
+    "longformer": {"": {"window": 3}, "large": {"window": 30, "global": 0}},
+    "bigbird": {
+        "": {"window": 2, "global": 1, "random": 2},
+        "windowed": {"window": 1, "global": 0, "random": 2},
     },
     "csp": {"pairs": {}, "full": {"group_size": "full", "shift": "linear"}},
 }
