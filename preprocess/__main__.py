@@ -1,4 +1,4 @@
-"""Prepare a data set of the Long Range Arena for training.
+"""Prepare a data set for training: of the Long Range Arena, or of image classification.
 
 Every data set has its manual: ``python -m preprocess NAME --help``.
 """
@@ -14,7 +14,7 @@ from types import FrameType
 
 from fairseq import utils
 
-from fairseq_csp.datasets import DATASETS
+from fairseq_csp.datasets import DATASETS, IMAGE_SETS
 from fairseq_csp.errors import UserError
 
 # what is done with a data set, beside preparing it
@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m preprocess", description=__doc__, parents=[outer]
     )
     commands = parser.add_subparsers(required=True, metavar="NAME")
-    modules = {name: data_set.module for name, data_set in DATASETS.items()} | TOOLS
+    modules = {name: data_set.module for name, data_set in (DATASETS | IMAGE_SETS).items()} | TOOLS
     for name, path in modules.items():
         module = import_module(path)
         command = commands.add_parser(

@@ -26,16 +26,14 @@ from PIL import Image
 from fairseq_csp.datasets import DATASETS
 from fairseq_csp.errors import UserError
 from preprocess.archives import RawRelease
+from preprocess.cifar import SIDE, read_colours
 from preprocess.image_format import ImageDatasetWriter
 from preprocess.images import read_image, to_grey
-from preprocess.pickles import read_pickle, whole_numbers
 from preprocess.preparation import add_common_arguments, prepare, standin_source
 from preprocess.sources import require_raw
 from preprocess.summary import Figures
 
 DATA_SET = DATASETS["cifar10"]
-SIDE = 32
-PIXELS = 3 * SIDE * SIDE  # in three colours
 CLASSES = 10
 DEMO_COUNTS = {"train": 3000, "valid": 500, "test": 500}
 
@@ -132,17 +130,7 @@ def read_batch(file: BinaryIO, where: str) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         UserError: the pickle holds anything but arrays and plain containers, or not a batch.
     """
-    batch = read_pickle(file, where, "CIFAR-10 batch")
-    missing = [key for key in ("data", "labels") if key not in batch]
-    if missing:
-        raise UserError(f"{where} is not a CIFAR-10 batch: it has no {missing[0]!r}")
-    images = batch["data"]
-    if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.size % PIXELS:
-        raise UserError(f"{where}: the images are no array of bytes, {PIXELS:,} an image")
-    colours = images.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)
-    labels = whole_numbers(batch["labels"], f"{where}: the labels")
-    if labels.shape != (len(colours),) or not np.isin(labels, np.arange(CLASSES)).all():
-        raise UserError(f"{where}: expected one label from 0 to 9 for each image")
+    colours, labels = read_colours(file, where, labels="labels", classes=CLASSES)
     return _grey(colours), labels
 
 

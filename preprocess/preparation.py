@@ -88,11 +88,18 @@ def prepare(
             directory,
             data_set.name,
             figures,
-            limited=figures.counts != (full or data_set.counts),
+            limited=_is_limited(arguments, figures, full or data_set.counts),
             source=source(),
             options=options,
         )
     sys.stdout.write(f"{data_set.name}: wrote {target}\n{format_table(figures)}")
+
+
+def _is_limited(arguments: argparse.Namespace, figures: Figures, full: Mapping[str, int]) -> bool:
+    if not full:
+        # a set of any size
+        return arguments.demo or arguments.limit is not None
+    return figures.counts != full
 
 
 def standin_source(

@@ -15,6 +15,7 @@ from fairseq_csp.errors import UserError
 
 SPLITS = ("train", "valid", "test")
 SUMMARY_FILE = "summary.json"
+_MOST_SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,14 @@ def _versions() -> dict[str, str]:
     return versions
 
 
+def _shares(split: SplitFigures) -> str:
+    """Tell each class's share of a split, or that of the rarest and the most frequent of many."""
+    shares = {name: count / max(split.examples, 1) for name, count in split.classes.items()}
+    if len(shares) > _MOST_SHOWN:
+        return f"{len(shares)}, {min(shares.values()):.1%} to {max(shares.values()):.1%} each"
+    return "  ".join(f"{name}: {share:.1%}" for name, share in shares.items())
+
+
 def format_table(figures: Figures) -> str:
     """Lay the figures out as a table of one line a split."""
     rows = [("split", "examples", "mean length", "max length", "symbols", "classes")]
@@ -145,10 +154,7 @@ def format_table(figures: Figures) -> str:
                 " + ".join(f"{mean:,.1f}" for mean in value.mean_length.values()),
                 " + ".join(f"{longest:,}" for longest in value.max_length.values()),
                 "-" if figures.symbols is None else str(figures.symbols),
-                "  ".join(
-                    f"{label}: {count / max(value.examples, 1):.1%}"
-                    for label, count in value.classes.items()
-                ),
+                _shares(value),
             )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
