@@ -60,10 +60,11 @@ def read_colours(
     Raises:
         UserError: the pickle holds anything but arrays and plain containers, or not a batch.
     """
-    batch = read_pickle(file, where, "CIFAR batch")
+    kind = f"CIFAR-{classes} batch"
+    batch = read_pickle(file, where, kind)
     missing = [key for key in ("data", labels) if key not in batch]
     if missing:
-        raise UserError(f"{where} is not a CIFAR batch: it has no {missing[0]!r}")
+        raise UserError(f"{where} is not a {kind}: it has no {missing[0]!r}")
     images = batch["data"]
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.size % PIXELS:
         raise UserError(f"{where}: the images are no array of bytes, {PIXELS:,} an image")

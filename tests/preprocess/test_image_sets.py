@@ -299,7 +299,7 @@ def test_a_pickle_that_lacks_the_labels_is_named(fail, tmp_path):
     pickled_release(tmp_path / "raw", *CIFAR["cifar100"])
     (tmp_path / "raw" / "train").write_bytes(pickle.dumps({"data": np.zeros((2, 3072), np.uint8)}))
     message = fail("cifar100", "--raw", tmp_path / "raw", "--limit", "9")
-    assert "train is not a CIFAR batch: it has no 'fine_labels'" in message
+    assert "train is not a CIFAR-100 batch: it has no 'fine_labels'" in message
 
 
 def test_counts_are_asserted(fail, tmp_path):
