@@ -54,18 +54,18 @@ def _parser() -> argparse.ArgumentParser:
     add("--layers", type=_numbers, metavar="N,N,...", help="layers, from 0 (first, middle, last)")
     add("--channels", type=_numbers, metavar="N,N,...", help="channels or heads (three of them)")
 
-    text = "how alike a row's vectors become in trained models"
+    text = "how alike positions become in trained models"
     add = command_on_trained("rank", text, split="valid").add_argument
     add("--examples", type=positive, default=16, help="how many inputs, spread over the split")
 
-    add = command("collapse", "how alike the rows become in deep random stacks").add_argument
-    add("--positions", type=positive, default=256, help="length of the row")
+    add = command("collapse", "how alike positions become in deep random stacks").add_argument
+    add("--positions", type=positive, default=256, help="length of the sequence")
     add("--channels", type=positive, default=128, help="channels")
     add("--depth", type=positive, default=64, help="layers")
     add("--seeds", type=positive, default=5, help="how many seeds")
 
     add = command("reach", "how far a value can travel under each shift strategy").add_argument
-    add("--positions", type=positive, default=2000, help="length of the row")
+    add("--positions", type=positive, default=2000, help="length of the sequence")
     add("--channels", type=positive, default=160, help="channels of a layer")
     add("--layers", type=positive, default=6, help="layers")
     add("--group-size", type=_group_size, default=2, help="positions sorted together, or full")

@@ -1,11 +1,11 @@
-"""Rank collapse: how fast the rows of a stack of random layers become alike.
+"""Rank collapse: how fast the vectors of all positions become alike in a stack of random layers.
 
 Source: the residual norm of "Attention is not all you need: pure attention loses rank doubly
 exponentially with depth" (arXiv 2103.03404, section 2); that permutations do not lose it is argued
 in arXiv 2410.10914. The layers are this package's own at initialisation: multi-head attention, and
 value and output projections around CSP, around its shift alone, or around a random permutation of
-each channel, which is here for comparison only. Their biases are set to 0: they add
-the same numbers to every row, which makes rows alike whatever mixes them.
+each channel, which is here for comparison only. Their biases are set to 0:
+they add the same numbers at every position, which makes positions alike whatever mixes them.
 """
 
 from collections.abc import Callable
@@ -45,15 +45,15 @@ STACKS = ("attention only", "with residual", "with residual and layer norm")
 
 
 def residual_norm(x: Tensor) -> float:
-    """Return ``||X - 1 x^T|| / ||X||`` of (positions, channels), with x the mean row.
+    """Return ``||X - 1 x^T|| / ||X||`` of (positions, channels), with x the mean vector.
 
-    The mean is the row that makes the Frobenius norm least. 0: all rows are the same.
+    The mean is the vector that makes the Frobenius norm least. 0: all positions are the same.
     """
     return ((x - x.mean(0)).norm() / x.norm()).item()
 
 
 def stable_rank(x: Tensor) -> float:
-    """Return ``||X||_F^2 / ||X||_2^2`` of (positions, channels): 1 where all rows are parallel."""
+    """Return ``||X||_F^2 / ||X||_2^2`` of (positions, channels): 1 where all are parallel."""
     return ((x.norm() / torch.linalg.matrix_norm(x, 2)) ** 2).item()
 
 
@@ -67,7 +67,7 @@ def layer_by_layer(
         mixing: one of ``MIXINGS``.
         stack: one of ``STACKS``: ``mixing(x)``, ``x + mixing(x)``, or the layer norm of that.
         seed: of the input and the weights; the input is the same for all mixings and stacks.
-        positions: length of the row.
+        positions: length of the sequence.
         channels: channels; a multiple of ``HEADS``.
         depth: number of layers.
 
@@ -99,9 +99,9 @@ def draw(file: Path, positions: int, channels: int, depth: int, seeds: int) -> N
 
     Args:
         file: name of the picture (PNG); the numbers go beside it as CSV.
-        positions: see :func:`layer_by_layer`, as for ``channels`` and ``depth``.
-        channels: see there.
-        depth: see there.
+        positions: length of the sequence.
+        channels: channels; a multiple of ``HEADS``.
+        depth: number of layers.
         seeds: how many; the band spans all of them, the line is the median.
 
     Raises:

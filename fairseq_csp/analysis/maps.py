@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from fairseq_csp.analysis.output import save
 from fairseq_csp.analysis.trained import load
 from fairseq_csp.errors import UserError
-from fairseq_csp.models.family import attention_of
 from fairseq_csp.modules.attention import AttentionFunction, AttentionMaps
-from fairseq_csp.plots import load_pyplot
+from fairseq_csp.plots import literal, load_pyplot
 
 
 def example(task: object, split: str, longest: int, number: int | None) -> tuple[int, dict]:
@@ -110,17 +109,17 @@ def draw(
     layers: Sequence[int] | None,
     channels: Sequence[int] | None,
 ) -> None:
-    """Draw maps of the same input side by side: a line a layer, models beside each other.
+    """Draw maps of the same input: a line of pictures a layer, models beside each other.
 
     Args:
         file: name of the picture (PNG); the weights go beside it as CSV, zeros left out.
         checkpoints: of one or several models.
-        data: see :func:`fairseq_csp.analysis.trained.load`.
-        split: see :func:`example`.
-        longest: see :func:`example`.
-        number: see :func:`example`.
+        data: directory of the prepared data; where the models were trained from when None.
+        split: name of the split that the input is taken from.
+        longest: without ``number``, the first example of at most so many positions is taken.
+        number: which example, from 0.
         layers: which layers, from 0; the first, the middle and the last when None.
-        channels: which channels or heads; see :func:`chosen`.
+        channels: which channels or heads, from 0; three spread over all when None.
 
     Raises:
         UserError: something asked for is not there, or matplotlib is not, or the picture cannot be
@@ -131,9 +130,9 @@ def draw(
     columns: dict[tuple[Path, str], dict[int, Tensor]] = {}
     for checkpoint in checkpoints:
         model, task = load(checkpoint, data)
-        kinds[checkpoint] = _kind(model)
         number, sample = example(task, split, longest, number)
         maps = attention_maps(model, sample)
+        kinds[checkpoint] = _kind(model)
         if layers is None:
             layers = sorted({0, len(maps) // 2, len(maps) - 1})
         for layer in layers:
@@ -155,7 +154,9 @@ def draw(
         for down, layer in enumerate(layers):
             panel, weights = panels[down, across], found[layer]
             panel.imshow(weights.numpy(), cmap="Greys", vmin=0, interpolation="nearest")
-            panel.set_title(f"{label}\n{name}, max {weights.max():.2g}", fontsize="x-small")
+            panel.set_title(
+                f"{literal(label)}\n{name}, max {weights.max():.2g}", fontsize="x-small"
+            )
             panel.tick_params(labelsize="xx-small")
             for at in weights.nonzero().tolist():
                 records.append([label, layer, name, *at, f"{weights[tuple(at)]:.6g}"])
@@ -169,8 +170,8 @@ def draw(
 
 
 def _kind(model: nn.Module) -> str:
-    cfg = model.cfg
-    return f"{cfg.layer_type} {attention_of(cfg).name}"
+    function = next(module for module in model.modules() if isinstance(module, AttentionFunction))
+    return f"{getattr(model.cfg, 'layer_type', 'vit')} {function.name}"
 
 
 def _labels(kinds: dict[Path, str]) -> dict[Path, str]:

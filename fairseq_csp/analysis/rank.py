@@ -27,9 +27,13 @@ def layer_by_layer(model: nn.Module, samples: Sequence[dict]) -> list[tuple[floa
     Raises:
         UserError: the model has no stack of layers to look into.
     """
-    if model.cfg.layer_type == "lstm":
-        raise UserError("the model is an LSTM, so there are no layers of positions to look into")
-    layers = model.encoder.encoder.layers
+    encoder = getattr(getattr(model, "encoder", None), "encoder", None)
+    layers = getattr(encoder, "layers", None)
+    if not layers:
+        raise UserError(
+            f"the model is of {type(encoder or model).__name__}, which has no layers of positions "
+            "to look into: name a checkpoint of a model with attention"
+        )
     seen: list[Tensor] = []
 
     def before(module: nn.Module, inputs: tuple) -> None:
@@ -45,16 +49,17 @@ def layer_by_layer(model: nn.Module, samples: Sequence[dict]) -> list[tuple[floa
     for sample in samples:
         seen.clear()
         model(**sample["net_input"])
-        by_layer.append([_positions_first(model, x) for x in seen[: model.cfg.encoder_layers + 1]])
+        # (positions, channels) of a batch of one
+        by_layer.append(
+            [
+                x[:, 0] if encoder.positions_first else x[0].T
+                for x in seen[: model.cfg.encoder_layers + 1]
+            ]
+        )
     for hook in hooks:
         hook.remove()
     pooled = (torch.cat(parts).double() for parts in zip(*by_layer, strict=True))
     return [(residual_norm(x), stable_rank(x)) for x in pooled]
-
-
-def _positions_first(model: nn.Module, x: Tensor) -> Tensor:
-    """Return (positions, channels) of a batch of one in the encoder's layout."""
-    return x[:, 0] if model.cfg.layer_type == "transformer" else x[0].T
 
 
 def draw(
@@ -65,7 +70,7 @@ def draw(
     Args:
         file: name of the picture (PNG); the numbers go beside it as CSV.
         checkpoints: of one or several models.
-        data: see :func:`fairseq_csp.analysis.trained.load`.
+        data: directory of the prepared data; where the models were trained from when None.
         split: name of the split.
         examples: how many examples of it, at least 1, spread over it.
 

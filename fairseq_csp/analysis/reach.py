@@ -27,7 +27,7 @@ def reached(
     """Return which positions the value of one position can reach.
 
     Args:
-        positions: length of the row.
+        positions: length of the sequence.
         channels: channels of each layer.
         layers: number of layers.
         shift: ``exponential``, ``linear`` or ``none``.
@@ -73,11 +73,11 @@ def draw(
 
     Args:
         file: name of the picture (PNG); the numbers go beside it as CSV.
-        positions: see :func:`reached`, as for all the other arguments.
-        channels: see there.
-        layers: see there.
-        group_size: see there.
-        order: see there.
+        positions: length of the sequence.
+        channels: channels of each layer.
+        layers: number of layers.
+        group_size: positions in a sorted group, or ``"full"``.
+        order: ``shift_sort`` or ``sort_shift``.
 
     Raises:
         UserError: matplotlib is not installed, or the picture cannot be written.

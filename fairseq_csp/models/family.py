@@ -26,9 +26,12 @@ class Encoder(nn.Module):
 
     Attributes:
         takes: the kinds of attention functions that it can take.
+        positions_first: whether its ``layers`` map (positions, batch, channels); those of the
+            others map (batch, channels, positions).
     """
 
     takes: ClassVar[tuple[type[AttentionFunction], ...]] = ()
+    positions_first: ClassVar[bool] = False
 
     @classmethod
     def own_attention(cls, cfg: Any) -> str | None:

@@ -21,6 +21,7 @@ def samples(*lengths):
         ("flash_lra_listop", {}),
         ("transformer_lra_listop", {"tie_layer_weights": True}),
         ("transformer_lra_listop", {"attention": "csp", "tie_layer_weights": False}),
+        ("transformer_rope_lra_listop", {}),
     ],
 )
 def test_last_layer_is_what_is_pooled(arch, options):
@@ -48,6 +49,6 @@ def test_last_layer_is_what_is_pooled(arch, options):
     assert measured[-1] == pytest.approx(expected)
 
 
-def test_an_lstm_has_no_such_layers():
-    with pytest.raises(UserError, match="LSTM"):
+def test_a_model_without_such_layers_is_refused():
+    with pytest.raises(UserError, match="LSTMEncoder, which has no layers of positions"):
         layer_by_layer(small("lstm_lra_listop").eval(), samples(5))

@@ -87,6 +87,7 @@ class TransformerEncoder(Encoder):
     """
 
     takes = (ValueAttention, QueryKeyAttention, HeadAttention)
+    positions_first = True
 
     def __init__(self, cfg: Any, dictionary: Dictionary | None) -> None:
         super().__init__()

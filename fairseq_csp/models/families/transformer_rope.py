@@ -78,6 +78,7 @@ class RotaryTransformerEncoder(Encoder):
     """
 
     takes = (ValueAttention, QueryKeyAttention, HeadAttention)
+    positions_first = True
 
     def __init__(self, cfg: Any, dictionary: Dictionary | None) -> None:
         super().__init__()
