@@ -39,11 +39,15 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
         "": {"window": 2, "global": 1, "random": 2},
         "windowed": {"window": 1, "global": 0, "random": 2},
     },
+    "sinkformer": {"three": {}, "one": {"iterations": 1}},
+    "synthesizer": {"dense": {}, "random": {"kind": "random"}},
+    "channel": {"": {"query_dim": 12}},
     "csp": {"pairs": {}, "full": {"group_size": "full", "shift": "linear"}},
 }
 
 # their time grows with the square of the length
 QUADRATIC = {"gqa", "kdgqa", "dgqa", "sqa", "softmax", "relu2", "laplace", "sigmoid", "urpe"}
+QUADRATIC |= {"sinkformer", "synthesizer", "gmlp"}
 
 # what gradcheck may differ by where a part of an entry carries no gradient by definition
 NUMERICAL: dict[str, float] = {}

@@ -1,6 +1,7 @@
 """What attention by a score of each query and key has in common."""
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,8 @@ class ScoreAttention(QueryKeyAttention):
     """``f(q k^T + bias) v`` for each head; a subclass gives the scale and the function ``f``."""
 
     uses_bias = True
+    # whether the weights of a query depend on its own scores alone
+    blocks_of_queries: ClassVar[bool] = True
 
     def mix(
         self,
@@ -32,7 +35,7 @@ class ScoreAttention(QueryKeyAttention):
         batch, _, positions = values.shape
         queries = queries * self.scale(queries, lengths)
         size = max(1, MOST_SCORES // (batch * positions))
-        if size >= positions:
+        if size >= positions or not self.blocks_of_queries:
             return self._block(values, lengths, queries, keys, bias, 0)
         blocks = [
             checkpoint(

@@ -1,0 +1,127 @@
+"""Sinkformer, Synthesizer, gMLP and channel attention against loops over rows."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fairseq_csp import build_attention
+from fairseq_csp.errors import UserError
+from tests.mixers.golden_files import check, golden
+
+COUNTS = (9, 1, 4)
+
+
+def random_input(*widths):
+    """Tensors (rows, 9, width) in float64 with NaN at the padding."""
+    torch.manual_seed(0)
+    made = [torch.randn(len(COUNTS), 9, width, dtype=torch.double) for width in widths]
+    for x in made:
+        for row, n in enumerate(COUNTS):
+            x[row, n:] = torch.nan
+    return made
+
+
+@pytest.mark.parametrize("iterations", [1, 3, 5])
+def test_sinkformer(iterations):
+    mixer = build_attention("sinkformer", value_dim=6, query_dim=4, heads=2, iterations=iterations)
+    v, q, k = random_input(6, 4, 4)
+    out = mixer(v, torch.tensor(COUNTS), q, k)
+    for row, n in enumerate(COUNTS):
+        for head in range(2):
+            narrow, wide = slice(2 * head, 2 * head + 2), slice(3 * head, 3 * head + 3)
+            weights = (q[row, :n, narrow] @ k[row, :n, narrow].T / 2**0.5).exp()
+            for iteration in range(iterations):
+                weights = weights / weights.sum(1 - iteration % 2, keepdim=True)
+            expected = weights @ v[row, :n, wide]
+            torch.testing.assert_close(out[row, :n, wide], expected, rtol=0, atol=1e-10)
+
+
+def test_sinkformer_of_one_iteration_is_softmax():
+    v, q, k = random_input(6, 4, 4)
+    once, softmax = (
+        build_attention(name, value_dim=6, query_dim=4, **options)(v, torch.tensor(COUNTS), q, k)
+        for name, options in (("sinkformer", {"iterations": 1}), ("softmax", {}))
+    )
+    torch.testing.assert_close(once, softmax, rtol=0, atol=1e-12)
+
+
+def test_sinkformer_comes_to_columns_of_one():
+    torch.manual_seed(0)
+    q, k = torch.randn(2, 1, 7, 4, dtype=torch.double)
+    off = []
+    for iterations in (1, 3, 9, 101):
+        mixer = build_attention("sinkformer", value_dim=7, query_dim=4, iterations=iterations)
+        weights = mixer(torch.eye(7, dtype=torch.double)[None], None, q, k)[0]
+        torch.testing.assert_close(weights.sum(1), torch.ones(7, dtype=torch.double))
+        off.append((weights.sum(0) - 1).abs().max())
+    assert off == sorted(off, reverse=True)
+    assert off[-1] < 1e-6
+
+
+@pytest.mark.parametrize("iterations", [0, 2, -1])
+def test_sinkformer_refuses_even_iterations(iterations):
+    with pytest.raises(UserError, match=f"--sinkformer-iterations is {iterations}; it must be an"):
+        build_attention("sinkformer", value_dim=4, iterations=iterations)
+
+
+@pytest.mark.parametrize("kind", ["dense", "random"])
+def test_synthesizer(kind):
+    mixer = build_attention("synthesizer", value_dim=6, max_positions=12, kind=kind).double()
+    (v,) = random_input(6)
+    out = mixer(v, torch.tensor(COUNTS))
+    for row, n in enumerate(COUNTS):
+        if kind == "dense":
+            scores = mixer.score(F.relu(mixer.hidden(v[row, :n])))[:, :n]
+        else:
+            scores = mixer.score[:n, :n]
+        expected = scores.softmax(1) @ v[row, :n]
+        torch.testing.assert_close(out[row, :n], expected, rtol=0, atol=1e-10)
+
+
+def test_gmlp():
+    mixer = build_attention("gmlp", value_dim=6, max_positions=12).double()
+    with torch.no_grad():
+        for parameter in mixer.parameters():
+            parameter += torch.randn_like(parameter)
+    (v,) = random_input(6)
+    out = mixer(v, torch.tensor(COUNTS))
+    for row, n in enumerate(COUNTS):
+        x = v[row, :n]
+        normed = F.layer_norm(x, [6], mixer.norm.weight, mixer.norm.bias)
+        expected = x * (mixer.weight[:n, :n] @ normed + mixer.bias[:n, None])
+        torch.testing.assert_close(out[row, :n], expected, rtol=0, atol=1e-10)
+
+
+def test_gmlp_begins_almost_as_the_identity():
+    torch.manual_seed(0)
+    v = torch.randn(2, 30, 6)
+    mixed = build_attention("gmlp", value_dim=6, max_positions=30)(v)
+    torch.testing.assert_close(mixed, v, rtol=0.05, atol=0.01)
+
+
+@pytest.mark.parametrize("name", ["synthesizer", "gmlp"])
+def test_longer_rows_than_learnt_for(name):
+    with pytest.raises(UserError, match="a row has 9 positions, .* reaches only 8: raise"):
+        build_attention(name, value_dim=6, max_positions=8)(torch.randn(1, 9, 6))
+    with pytest.raises(UserError, match=f"{name} needs max_positions"):
+        build_attention(name, value_dim=6)
+
+
+@pytest.mark.parametrize("name", ["channel_a", "channel_b"])
+def test_channel(name):
+    file = golden(name)
+    parameters = {key: value.requires_grad_() for key, value in file.parameters.items()}
+    mixer = build_attention("channel", value_dim=file.out.size(2), heads=file.options["heads"])
+
+    def call(inputs, lengths):
+        q, k, v = F.linear(inputs["x"], parameters["qkv.weight"], parameters["qkv.bias"]).chunk(
+            3, dim=2
+        )
+        return F.linear(mixer(v, lengths, q, k), parameters["proj.weight"], parameters["proj.bias"])
+
+    check(file, call, parameters)
+
+
+def test_channel_needs_equal_widths():
+    with pytest.raises(UserError, match="queries as wide as values, but they have 4 and 6"):
+        build_attention("channel", value_dim=6, query_dim=4)
