@@ -130,6 +130,7 @@ GOLDEN: dict[str, Golden] = {
         parameters={"conv.weight": "dwc.weight", "conv.bias": "dwc.bias"},
         projections={"q": "qkv:0", "k": "qkv:1", "v": "qkv:2", "out": "proj"},
     ),
+    "channel": Golden(projections={"q": "qkv:0", "k": "qkv:1", "v": "qkv:2", "out": "proj"}),
     "sigmoid": Golden(options=lambda given: {"shift": given["bias"]}),
     "urpe": Golden(
         parameters={"factor": "rel_factor", "bias": "rel_bias"},

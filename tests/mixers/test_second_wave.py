@@ -6,7 +6,6 @@ import torch.nn.functional as F
 
 from fairseq_csp import build_attention
 from fairseq_csp.errors import UserError
-from tests.mixers.golden_files import check, golden
 
 COUNTS = (9, 1, 4)
 
@@ -105,21 +104,6 @@ def test_longer_rows_than_learnt_for(name):
         build_attention(name, value_dim=6, max_positions=8)(torch.randn(1, 9, 6))
     with pytest.raises(UserError, match=f"{name} needs max_positions"):
         build_attention(name, value_dim=6)
-
-
-@pytest.mark.parametrize("name", ["channel_a", "channel_b"])
-def test_channel(name):
-    file = golden(name)
-    parameters = {key: value.requires_grad_() for key, value in file.parameters.items()}
-    mixer = build_attention("channel", value_dim=file.out.size(2), heads=file.options["heads"])
-
-    def call(inputs, lengths):
-        q, k, v = F.linear(inputs["x"], parameters["qkv.weight"], parameters["qkv.bias"]).chunk(
-            3, dim=2
-        )
-        return F.linear(mixer(v, lengths, q, k), parameters["proj.weight"], parameters["proj.bias"])
-
-    check(file, call, parameters)
 
 
 def test_channel_needs_equal_widths():

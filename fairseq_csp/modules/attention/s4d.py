@@ -61,7 +61,9 @@ class S4DAttention(ValueAttention):
         """Convolve (batch, channels, positions) in float32 or wider."""
         if values.size(2) == 0:
             return values
-        return convolve(lengths.zero_padding(values), self._circle(values.size(2)))
+        with torch.autocast(values.device.type, enabled=False):
+            circle = self._circle(values.size(2))
+        return convolve(lengths.zero_padding(values), circle)
 
     def _circle(self, positions: int) -> Tensor:
         """Return both kernels on one circle, (channels, size)."""
