@@ -17,6 +17,7 @@ from typing import Any
 
 from fairseq_csp.errors import UserError
 from fairseq_csp.flags import positive
+from fairseq_csp.output import unwritable, write_files
 
 ROOT = Path(__file__).resolve().parent.parent
 GIGABYTE = 1 << 30
@@ -67,8 +68,7 @@ def new_directory(text: str) -> Path:
         directory.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=directory).close()
     except OSError as error:
-        message = f"nothing can be written to {directory} ({error.strerror}): choose another"
-        raise argparse.ArgumentTypeError(message) from None
+        raise argparse.ArgumentTypeError(unwritable(directory, error)) from None
     return directory
 
 
@@ -187,7 +187,8 @@ def measure(
         sys.stdout.write(f"- {name.replace('_', ' ')}: {value}\n")
     sys.stdout.write(f"\n{tables(rows)}")
     if args.json is not None:
-        args.json.write_text(json.dumps({"conditions": conditions, "rows": rows}, indent=1) + "\n")
+        numbers = json.dumps({"conditions": conditions, "rows": rows}, indent=1)
+        write_files({args.json: f"{numbers}\n"})
     return rows
 
 

@@ -50,8 +50,14 @@ def _csv_cell(value: object) -> object:
     return text
 
 
+def unwritable(path: Path, error: Exception) -> str:
+    """Return the sentence that tells why a file or directory cannot be written."""
+    reason = getattr(error, "strerror", None) or error
+    return f"{printable(path)} cannot be written ({reason}): choose another place"
+
+
 def write_files(files: Mapping[Path, str | bytes]) -> None:
-    """Write the files that ``--out`` asks for: all of them or none.
+    """Write the files that a command was asked for: all of them or none.
 
     Args:
         files: contents by path; directories that are missing are made.
@@ -74,10 +80,7 @@ def write_files(files: Mapping[Path, str | bytes]) -> None:
     except (OSError, ValueError) as error:
         for path in reversed(made):
             _remove(path)
-        raise UserError(
-            f"{printable(file)} cannot be written ({getattr(error, 'strerror', error)}): "
-            "choose another --out"
-        ) from None
+        raise UserError(unwritable(file, error)) from None
 
 
 def _make_directory(directory: Path, made: list[Path]) -> None:

@@ -118,7 +118,7 @@ def test_sizes_are_above_zero(command, flags, capsys):
 def test_what_cannot_be_written_is_one_sentence(place, tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "picture.png").mkdir()
-    with pytest.raises(UserError, match=r"cannot be written \(.+\): choose another --out"):
+    with pytest.raises(UserError, match=r"cannot be written \(.+\): choose another place"):
         main(["reach", "--positions", "8", "--layers", "1", "--out", str(tmp_path / place)])
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "picture.png"]
 
