@@ -42,6 +42,13 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
     "sinkformer": {"three": {}, "one": {"iterations": 1}},
     "synthesizer": {"dense": {}, "random": {"kind": "random"}},
     "channel": {"": {"query_dim": 12}},
+    "combiner": {
+        "": {"segment": 3},
+        "mean": {"segment": 4, "pool": "mean"},
+        "sum": {"segment": 2, "pool": "sum"},
+        "default": {},
+    },
+    "performer": {"": {"features": 10}, "relu": {"features": 6, "kernel": "relu"}},
     "csp": {"pairs": {}, "full": {"group_size": "full", "shift": "linear"}},
 }
 
@@ -50,7 +57,7 @@ QUADRATIC = {"gqa", "kdgqa", "dgqa", "sqa", "softmax", "relu2", "laplace", "sigm
 QUADRATIC |= {"sinkformer", "synthesizer", "gmlp"}
 
 # what gradcheck may differ by where a part of an entry carries no gradient by definition
-NUMERICAL: dict[str, float] = {}
+NUMERICAL: dict[str, float] = {"performer": 1e-3}
 
 
 @dataclass(frozen=True)
@@ -135,6 +142,16 @@ GOLDEN: dict[str, Golden] = {
     "urpe": Golden(
         parameters={"factor": "rel_factor", "bias": "rel_bias"},
         projections={"q": "q_proj", "k": "k_proj", "v": "v_proj", "out": "out_proj"},
+    ),
+    "combiner": Golden(
+        options=lambda given: {"segment": given["segment"], "pool": given["summary"]},
+        projections={"q": "q", "k": "k", "v": "v", "out": "out"},
+        tolerance=5e-6,
+    ),
+    "linear": Golden(),
+    "cosformer": Golden(),
+    "performer": Golden(
+        options=lambda given: {"features": given["features"], "kernel": given["kernel"]}
     ),
     "local": Golden(options=lambda given: {key: given[key] for key in ("window", "global")}),
     "longformer": Golden(

@@ -47,10 +47,11 @@ def call(module, inputs, lengths):
     return module(inputs[0], torch.tensor(lengths), *inputs[1:])
 
 
-def call_with_gradients(module, inputs, lengths, direction):
+def call_with_gradients(module, inputs, lengths, direction, autocast=None):
     """The output, and the gradients of its product with ``direction`` for inputs and parameters."""
     inputs = [x.clone().requires_grad_() for x in inputs]
-    out = call(module, inputs, lengths)
+    with torch.autocast("cpu", autocast, enabled=autocast is not None):
+        out = call(module, inputs, lengths)
     sources = [*inputs, *module.parameters()]
     grads = torch.autograd.grad((out * direction).sum(), sources, allow_unused=True)
     grads = [torch.zeros_like(x) if g is None else g for x, g in zip(sources, grads, strict=True)]
@@ -178,8 +179,7 @@ def test_narrow_numbers(case, dtype, size):
         assert out.dtype == dtype
         assert all(x.isfinite().all() for x in (out, *grads, *more))
     narrow = torch.float16 if dtype == torch.float16 else torch.bfloat16
-    with torch.autocast("cpu", narrow):
-        out, grads, more = call_with_gradients(wide, inputs, lengths, 1.0)
+    out, grads, more = call_with_gradients(wide, inputs, lengths, 1.0, narrow)
     assert isinstance(module, HeadAttention) or out.dtype == dtype
     assert all(x.isfinite().all() for x in (out, *grads, *more))
 
