@@ -39,6 +39,13 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
         "": {"window": 2, "global": 1, "random": 2},
         "windowed": {"window": 1, "global": 0, "random": 2},
     },
+    "hilo": {
+        "text": {"window": 3},
+        "near": {"alpha": 0.0},
+        "image": {"grid": (4, 6), "heads": 3, "query_dim": 12},
+    },
+    "biformer": {"text": {"regions": 3, "top": 2}, "image": {"grid": (4, 6), "regions": 2}},
+    "spectral": {"": {"grid": (3, 5)}},
     "sinkformer": {"three": {}, "one": {"iterations": 1}},
     "synthesizer": {"dense": {}, "random": {"kind": "random"}},
     "channel": {"": {"query_dim": 12}},
@@ -137,6 +144,12 @@ GOLDEN: dict[str, Golden] = {
         parameters={"conv.weight": "dwc.weight", "conv.bias": "dwc.bias"},
         projections={"q": "qkv:0", "k": "qkv:1", "v": "qkv:2", "out": "proj"},
     ),
+    "hilo": Golden(options=lambda given: {key: given[key] for key in ("window", "alpha")}),
+    "biformer": Golden(
+        options=lambda given: {"regions": given["windows_per_side"], "top": given["topk"]},
+        parameters={"qkv.weight": "qkv.qkv.weight", "qkv.bias": "qkv.qkv.bias"},
+    ),
+    "spectral": Golden(),
     "channel": Golden(projections={"q": "qkv:0", "k": "qkv:1", "v": "qkv:2", "out": "proj"}),
     "sigmoid": Golden(options=lambda given: {"shift": given["bias"]}),
     "urpe": Golden(

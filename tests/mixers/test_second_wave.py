@@ -109,3 +109,66 @@ def test_longer_rows_than_learnt_for(name):
 def test_channel_needs_equal_widths():
     with pytest.raises(UserError, match="queries as wide as values, but they have 4 and 6"):
         build_attention("channel", value_dim=6, query_dim=4)
+
+
+def test_hilo_on_text():
+    mixer = build_attention("hilo", value_dim=8, heads=4, window=3, alpha=0.25).double()
+    (x,) = random_input(8)
+    out = mixer(x, torch.tensor(COUNTS))
+    for row, n in enumerate(COUNTS):
+        own = x[row, :n]
+        parts = [own[start : start + 3] for start in range(0, n, 3)]
+        near = []
+        for part in parts:
+            q, k, v = mixer.h_qkv(part).unflatten(1, (3, 3, 2)).unbind(1)
+            weights = (torch.einsum("ihz,jhz->hij", q, k) / 2**0.5).softmax(2)
+            near.append(torch.einsum("hij,jhz->ihz", weights, v).flatten(1))
+        means = torch.stack([part.mean(0) for part in parts])
+        k, v = mixer.l_kv(means).chunk(2, 1)
+        far = (mixer.l_q(own) @ k.T / 2**0.5).softmax(1) @ v
+        expected = torch.cat([mixer.h_proj(torch.cat(near)), mixer.l_proj(far)], 1)
+        torch.testing.assert_close(out[row, :n], expected, rtol=0, atol=1e-10)
+
+
+def test_biformer_on_text():
+    mixer = build_attention("biformer", value_dim=6, heads=2, regions=3, top=2).double()
+    (x,) = random_input(6)
+    out = mixer(x, torch.tensor(COUNTS))
+    for row, n in enumerate(COUNTS):
+        q, k, v = mixer.qkv(x[row, :n]).chunk(3, 1)
+        regions = [list(range(t * n // 3, (t + 1) * n // 3)) for t in range(3)]
+        filled = [region for region in regions if region]
+        mixed = mixer.lepe(v.T).T.clone()
+        for region in filled:
+            fits = [float(q[region].mean(0) @ k[other].mean(0)) for other in filled]
+            best = sorted(range(len(filled)), key=lambda t: -fits[t])[:2]
+            keys = [position for t in best for position in filled[t]]
+            for head in (slice(0, 3), slice(3, 6)):
+                weights = (q[region, head] @ k[keys, head].T / 6**0.5).softmax(1)
+                mixed[region, head] += weights @ v[keys, head]
+        expected = mixer.wo(mixed)
+        torch.testing.assert_close(out[row, :n], expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("spectral", {}, "--attention spectral is for images; for text there is fnet"),
+        ("hilo", {"grid": (5, 4)}, "--hilo-window 2 does not divide the image of 5 x 4"),
+        ("hilo", {"window": 0}, "--hilo-window is 0; it must be at least 1"),
+        ("hilo", {"alpha": 1.5}, "--hilo-alpha is 1.5; it must be between 0 and 1"),
+        ("biformer", {"grid": (9, 8)}, "--biformer-regions 8 does not divide the image of 9 x 8"),
+        ("biformer", {"top": 0}, "--biformer-top is 0; it must be at least 1"),
+    ],
+)
+def test_bad_options(name, options, message):
+    with pytest.raises(UserError, match=message):
+        build_attention(name, value_dim=8, heads=2, **options)
+
+
+@pytest.mark.parametrize("name", ["hilo", "biformer", "spectral"])
+def test_another_image_than_built_for(name):
+    options = {"regions": 2} if name == "biformer" else {}
+    mixer = build_attention(name, value_dim=8, heads=2, grid=(4, 4), **options)
+    with pytest.raises(UserError, match="an image has 15 positions, but .* built for 4 x 4"):
+        mixer(torch.randn(1, 15, 8))
