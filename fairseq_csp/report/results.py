@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from fairseq_csp import published
+from fairseq_csp.datasets import DATASETS
 from fairseq_csp.report.runs import FINISHED, NOT_TESTED, Run
 from fairseq_csp.report.tables import Value
 
@@ -72,7 +73,7 @@ def summary_table(found: Sequence[Cell]) -> Table:
             if first.dataset in shown.get((model, first.attention, cell.differing), {}):
                 model = first.architecture
             shown[model, first.attention, cell.differing][first.dataset] = value
-    datasets = sorted({dataset for values in shown.values() for dataset in values})
+    datasets = sorted({dataset for values in shown.values() for dataset in values}, key=_place)
     rows = [
         [*map(Value, name), *(values.get(dataset, Value("")) for dataset in datasets)]
         for name, values in sorted(shown.items())
@@ -93,7 +94,7 @@ def results_table(found: Iterable[Cell]) -> Table:
     for rows in by_dataset.values():
         rows.sort(key=lambda row: [-(value.number or 0) for value in (row[6], row[5])])
         _mark_best(rows, [head.index(name) for name in ("best valid %", "test %", "tokens/s")])
-    return head, [row for _, rows in sorted(by_dataset.items()) for row in rows]
+    return head, [row for name in sorted(by_dataset, key=_place) for row in by_dataset[name]]
 
 
 def _result(cell: Cell, runs: list[Run]) -> list[Value]:
@@ -141,6 +142,13 @@ def runs_table(runs: Iterable[Run]) -> Table:
         for run in runs
     ]
     return head, rows
+
+
+def _place(dataset: str) -> tuple[int, str]:
+    """Return what data sets are sorted by: those of the table as there, then the others."""
+    known = list(DATASETS)
+    name = dataset.removesuffix("-demo")
+    return known.index(name) if name in known else len(known), dataset
 
 
 def anchor(run: Run) -> str:
