@@ -22,6 +22,7 @@ TOOLS = {
     "all": "preprocess.everything",
     "convert": "preprocess.convert",
     "show": "preprocess.show",
+    "verify": "preprocess.verify",
 }
 
 
@@ -52,7 +53,12 @@ def main(arguments: list[str] | None = None) -> int:
     parsed = parser.parse_args(arguments)
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, _interrupt)
+    for stream in (sys.stdout, sys.stderr):
+        # a terminal may know fewer characters than a text or a file's name has
+        stream.reconfigure(errors="backslashreplace")
     message, status = "", 0
     try:
         parsed.run(parsed)

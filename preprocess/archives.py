@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from fairseq_csp.data.files import open_file
 from fairseq_csp.errors import UserError
+from preprocess.progress import Lines, progress
 
 _DAMAGED = (
     *(tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, struct.error),
@@ -107,7 +108,7 @@ class RawRelease:
         self._added = 0
 
         def wanted(name: str) -> bool:
-            if _is_added(name):
+            if is_added(name):
                 self._added += 1
                 return False
             found = part(name)
@@ -152,7 +153,7 @@ class RawRelease:
         if not self.path.is_dir():
             return {"file": self.path.name, "sha256": sha256(self.path)}
         digest = hashlib.sha256()
-        for path in tqdm(self._read, "hashing the raw files", unit=" files", leave=False):
+        for path in progress(self._read, "hashing the raw files", unit=" files"):
             digest.update(f"{path.relative_to(self.path).as_posix()}\0{sha256(path)}\n".encode())
         return {
             "directory": self.path.name,
@@ -162,7 +163,7 @@ class RawRelease:
 
     def _directory_files(self, wanted: Callable[[str], bool]) -> Iterator[tuple[str, BinaryIO]]:
         self._read.clear()
-        with tqdm(desc=f"reading {self.path.name}", unit=" files", leave=False) as progress:
+        with progress(what=f"reading {self.path.name}", unit=" files") as shown:
             for folder, subfolders, names in os.walk(self.path):
                 subfolders.sort()
                 for name in sorted(names):
@@ -172,10 +173,10 @@ class RawRelease:
                         self._read.append(path)
                         with open_file(path) as file:
                             yield relative, file
-                        progress.update()
+                        shown.update()
 
     def _tar_files(self, wanted: Callable[[str], bool]) -> Iterator[tuple[str, BinaryIO]]:
-        with open(self.path, "rb") as raw, self._progress() as progress:
+        with open(self.path, "rb") as raw, self._progress() as shown:
             start = raw.read(6)
             raw.seek(0)
             unpack = next(
@@ -190,7 +191,7 @@ class RawRelease:
                     if member.isfile() and wanted(name):
                         file = _CheckedFile(archive.extractfile(member), self.path)
                         yield name, io.BufferedReader(file, _BLOCK)
-                    progress.update(raw.tell() - progress.n)
+                    shown.update(raw.tell() - shown.n)
                 # tarfile ends quietly when the next header is not there
                 if source.tell() != archive.offset + tarfile.BLOCKSIZE:
                     raise tarfile.ReadError("the end-of-archive mark is missing")
@@ -198,7 +199,7 @@ class RawRelease:
                     pass
 
     def _zip_files(self, wanted: Callable[[str], bool]) -> Iterator[tuple[str, BinaryIO]]:
-        with zipfile.ZipFile(self.path) as archive, self._progress() as progress:
+        with zipfile.ZipFile(self.path) as archive, self._progress() as shown:
             for member in archive.infolist():
                 kind = stat.S_IFMT(member.external_attr >> 16)
                 self._check(member.filename, kind in (0, stat.S_IFREG, stat.S_IFDIR))
@@ -207,16 +208,11 @@ class RawRelease:
                     with archive.open(member) as member_file:
                         file = _CheckedFile(member_file, self.path)
                         yield name, io.BufferedReader(file, _BLOCK)
-                progress.update(member.compress_size)
+                shown.update(member.compress_size)
 
-    def _progress(self) -> tqdm:
-        return tqdm(
-            desc=f"reading {self.path.name}",
-            total=self.path.stat().st_size,
-            unit="B",
-            unit_scale=True,
-            leave=False,
-        )
+    def _progress(self) -> tqdm | Lines:
+        size = self.path.stat().st_size
+        return progress(what=f"reading {self.path.name}", total=size, unit="B", scale=True)
 
     def _check(self, name: str, plain: bool) -> None:
         if not plain:
@@ -246,7 +242,8 @@ def _damage_told(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _is_added(name: str) -> bool:
+def is_added(name: str) -> bool:
+    """Tell whether a file manager added a file, by its name in a release or directory."""
     parts = PurePosixPath(name).parts
     return any(part.startswith("._") or part.lower() in _ADDED for part in parts)
 

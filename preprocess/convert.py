@@ -12,17 +12,18 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
-from tqdm import tqdm
 
 from fairseq_csp.data.pixels import read_label_lines, read_pixel_lines
+from fairseq_csp.data.summary import SUMMARY_FILE
 from fairseq_csp.datasets import DATASETS
 from fairseq_csp.errors import UserError
 from preprocess.archives import sha256
+from preprocess.directories import temporary_directory
 from preprocess.image_format import ImageDatasetWriter
-from preprocess.summary import SPLITS, SUMMARY_FILE, Figures, format_table, write_summary
+from preprocess.progress import progress
+from preprocess.summary import SPLITS, Figures, format_table, write_summary
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,11 +51,11 @@ def run(arguments: argparse.Namespace) -> None:
         if not path.is_file():
             raise UserError(f"{path} is missing: {directory} is not a published image directory")
 
-    with TemporaryDirectory(prefix=".partial-", dir=directory) as temporary:
-        figures = _convert(directory, Path(temporary))
+    with temporary_directory(directory / "converted") as temporary:
+        figures = _convert(directory, temporary)
         data_set = DATASETS.get(directory.resolve().name)
         write_summary(
-            Path(temporary),
+            temporary,
             directory.resolve().name,
             figures,
             limited=data_set is not None and figures.counts != data_set.counts,
@@ -62,7 +63,7 @@ def run(arguments: argparse.Namespace) -> None:
             options={},
         )
         for path in (*made, Path(SUMMARY_FILE)):
-            (Path(temporary) / path).replace(directory / path)
+            (temporary / path).replace(directory / path)
     sys.stdout.write(f"converted {directory}\n{format_table(figures)}")
 
 
@@ -74,7 +75,7 @@ def _convert(directory: Path, target: Path) -> Figures:
         for split in SPLITS:
             source = directory / "input" / f"{split}.src"
             labels = list(read_label_lines(directory / "label" / f"{split}.label"))
-            lines = tqdm(read_pixel_lines(source), source.name, unit=" images", leave=False)
+            lines = progress(read_pixel_lines(source), source.name, unit=" images")
             images = 0
             for images, line in enumerate(lines, start=1):
                 if len(line) != len(first):

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +20,7 @@ from fairseq_csp.datasets import DATA_DIRECTORY, DATASETS, LRA_RELEASE
 from fairseq_csp.errors import UserError
 from fairseq_csp.flags import positive
 from preprocess.archives import NothingFoundError
+from preprocess.preparation import add_seed_and_workers
 
 logger = logging.getLogger(__name__)
 
@@ -39,10 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--limit", type=positive, metavar="N", help="keep at most N examples of each split"
     )
-    parser.add_argument("--seed", type=int, default=42, help="default: %(default)s")
-    parser.add_argument(
-        "--workers", type=positive, default=os.cpu_count() or 1, metavar="N", help="processes"
-    )
+    add_seed_and_workers(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:

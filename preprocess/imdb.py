@@ -19,12 +19,12 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from tqdm import tqdm
 
 from fairseq_csp.data.files import read_whole
 from fairseq_csp.datasets import DATASETS
 from preprocess.archives import RawRelease
 from preprocess.preparation import add_common_arguments, prepare, standin_source
+from preprocess.progress import progress
 from preprocess.sources import require_raw
 from preprocess.standin_text import topic_text
 from preprocess.summary import Figures
@@ -155,8 +155,8 @@ def _write(read: Callable[[], Reviews], arguments: argparse.Namespace, directory
     tokenizer = make_tokenizer(arguments, directory, lambda: (text for _, text in reviews["train"]))
     with TextDatasetWriter(directory, symbols=tokenizer.symbols, labels=LABELS) as writer:
         for split, items in reviews.items():
-            for label, text in tqdm(
-                items[: arguments.limit], f"encoding {split}", unit=" examples", leave=False
+            for label, text in progress(
+                items[: arguments.limit], f"encoding {split}", unit=" examples"
             ):
                 writer.add(split, label, tokenizer.encode(text))
         return writer.finish(valid_from="valid" if "valid" in reviews else "test")

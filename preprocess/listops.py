@@ -29,7 +29,6 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from tqdm import tqdm
 
 from fairseq_csp.data.files import numbered_lines
 from fairseq_csp.datasets import DATASETS
@@ -38,6 +37,7 @@ from fairseq_csp.flags import positive
 from preprocess.archives import RawRelease
 from preprocess.parallel import ordered_map
 from preprocess.preparation import add_common_arguments, prepare
+from preprocess.progress import progress
 from preprocess.summary import SPLITS, Figures
 from preprocess.text_format import TextDatasetWriter
 
@@ -264,7 +264,7 @@ def distinct_expressions(
     seen: set[bytes] = set()
     last_progress = (0, 0)
     chunks = ordered_map(partial(_accepted, settings, seed), itertools.count(), workers)
-    with tqdm(total=count, desc="generating", unit=" examples", leave=False) as progress:
+    with progress(what="generating", total=count, unit=" examples") as shown:
         for number, (codes, lengths, labels) in enumerate(chunks):
             for expression, label in zip(
                 np.split(codes, np.cumsum(lengths))[:-1], labels.tolist(), strict=True
@@ -273,7 +273,7 @@ def distinct_expressions(
                 if key in seen:
                     continue
                 seen.add(key)
-                progress.update()
+                shown.update()
                 yield expression, label
                 if len(seen) == count:
                     return

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing.connection import wait
+from threading import Thread
 from typing import TypeVar
+
+from fairseq_csp.errors import UserError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -20,11 +27,14 @@ def ordered_map(
 
     ``items`` may be endless: only a few more are taken than results are asked for. Leaving the
     iterator early cancels what has not started.
+
+    Raises:
+        UserError: one of the processes was killed.
     """
     if workers == 1:
         yield from map(function, items)
         return
-    pool = ProcessPoolExecutor(workers, initializer=_leave_interrupts_to_parent)
+    pool = ProcessPoolExecutor(workers, initializer=_follow_parent)
     try:
         pending = deque()
         for item in items:
@@ -34,11 +44,16 @@ def ordered_map(
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
+    except BrokenProcessPool:
+        raise UserError(
+            "one of the processes was killed, as the system does when memory is short: try fewer "
+            "with --workers"
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
@@ -49,6 +64,7 @@ def _interrupts_delayed() -> Iterator[None]:
     previous = {
         number: signal.signal(number, lambda *received_signal: received.append(received_signal))
         for number in _SIGNALS
+        if signal.getsignal(number) is not signal.SIG_IGN
     }
     try:
         yield
@@ -59,7 +75,14 @@ def _interrupts_delayed() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
-def _leave_interrupts_to_parent() -> None:
-    # on Ctrl-C only the parent reports and cleans up
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _follow_parent() -> None:
+    """Leave Ctrl-C and the like to the parent, which reports and cleans up, and end with it."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)

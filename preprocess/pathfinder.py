@@ -35,7 +35,6 @@ from typing import BinaryIO, TypeVar
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from fairseq_csp.data.files import numbered_lines, read_whole
 from fairseq_csp.datasets import DATASETS, DataSet
@@ -46,6 +45,7 @@ from preprocess.images import largest_file, read_image, to_grey
 from preprocess.parallel import ordered_map
 from preprocess.pathfinder_generator import Settings, generate
 from preprocess.preparation import add_common_arguments, prepare, standin_source
+from preprocess.progress import progress
 from preprocess.sources import find_raw
 from preprocess.summary import SPLITS, Figures
 
@@ -157,8 +157,8 @@ def _generate_splits(
     images = (pair for images, labels in chunks for pair in zip(images, labels, strict=True))
     splits = (split for split, count in counts.items() for _ in range(count))
     with ImageDatasetWriter(directory, pixels=settings.side**2) as writer:
-        progress = tqdm(images, "generating", total=total, unit=" images", leave=False)
-        for split, (image, label) in zip(splits, progress, strict=True):
+        shown = progress(images, "generating", total=total, unit=" images")
+        for split, (image, label) in zip(splits, shown, strict=True):
             writer.add(split, image, [label])
         return writer.finish(classes=2)
 
@@ -222,7 +222,7 @@ def _convert_release(
             for split, numbers in parts.items():
                 numbers = numbers[: arguments.limit]
                 chunks = np.array_split(numbers, len(numbers) // _CHUNK + 1)
-                for chunk in tqdm(chunks, f"writing {split}", unit=" chunks", leave=False):
+                for chunk in progress(chunks, f"writing {split}", unit=" chunks"):
                     writer.add(split, images[positions[chunk]], labels[chunk])
             return replace(writer.finish(classes=2), left_out=tuple(level.damaged))
 

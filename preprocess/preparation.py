@@ -17,6 +17,8 @@ from preprocess.directories import new_directory
 from preprocess.sources import raw_at
 from preprocess.summary import Figures, check_counts, format_table, write_summary
 
+MOST_WORKERS = 256
+
 logger = logging.getLogger(__name__)
 
 
@@ -42,14 +44,32 @@ def add_common_arguments(parser: argparse.ArgumentParser, data_set: DataSet) -> 
     parser.add_argument(
         "--limit", type=positive, metavar="N", help="keep at most N examples of each split"
     )
-    parser.add_argument("--seed", type=int, default=42, help="default: %(default)s")
+    add_seed_and_workers(parser)
+
+
+def add_seed_and_workers(parser: argparse.ArgumentParser) -> None:
+    """Add what every preparation has that may draw numbers and use several processes."""
+    parser.add_argument(
+        "--seed", type=partial(_whole_number, 0, 2**32 - 1), default=42, help="default: %(default)s"
+    )
     parser.add_argument(
         "--workers",
-        type=positive,
-        default=os.cpu_count() or 1,
+        type=partial(_whole_number, 1, MOST_WORKERS),
+        default=min(os.cpu_count() or 1, MOST_WORKERS),
         metavar="N",
         help="processes; the result does not depend on it (default: all cores, here %(default)s)",
     )
+
+
+def _whole_number(least: int, most: int, text: str) -> int:
+    """Read a whole number of an option; a ``type`` for argparse.
+
+    Raises:
+        ArgumentTypeError: it is something else, or beyond the bounds.
+    """
+    if not text.isdecimal() or len(text) > 19 or not least <= int(text) <= most:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number from {least:,} to {most:,}")
+    return int(text)
 
 
 def prepare(

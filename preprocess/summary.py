@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
+from fairseq_csp.data.summary import SUMMARY_FILE
 from fairseq_csp.errors import UserError
+from preprocess.archives import sha256
 
 SPLITS = ("train", "valid", "test")
-SUMMARY_FILE = "summary.json"
 _MOST_SHOWN = 20
 
 
@@ -94,7 +95,7 @@ def write_summary(
     source: Mapping[str, object],
     options: Mapping[str, object],
 ) -> None:
-    """Write ``directory/summary.json``.
+    """Write ``directory/summary.json``, with the SHA-256 of each file that is there.
 
     Args:
         directory: The prepared set.
@@ -113,6 +114,11 @@ def write_summary(
         "source": dict(source),
         "options": dict(options),
         "versions": _versions(),
+        "files": {
+            path.relative_to(directory).as_posix(): sha256(path)
+            for path in sorted(directory.rglob("*"))
+            if path.is_file()
+        },
     }
     (directory / SUMMARY_FILE).write_text(json.dumps(content, indent=2) + "\n")
 

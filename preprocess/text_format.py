@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from fairseq.data import Dictionary, indexed_dataset
-from tqdm import tqdm
 
 from fairseq_csp.errors import UserError
+from preprocess.progress import progress
 from preprocess.summary import SPLITS, Figures, SplitFigures
 
 LABEL_DIRECTORY = "label-bin"
@@ -137,12 +137,11 @@ class TextDatasetWriter:
         self, source: str, side: str, split: str, ids: np.ndarray, dictionary: Dictionary
     ) -> None:
         lengths = self._lengths[source, side]
-        progress = tqdm(lengths, f"writing {side}-bin/{split}", unit=" examples", leave=False)
         with (
             open(self._spool_path(source, side), "rb") as spool,
             _TokenFile(self._directory / f"{side}-bin" / split, dictionary) as file,
         ):
-            for length in progress:
+            for length in progress(lengths, f"writing {side}-bin/{split}", unit=" examples"):
                 file.add(ids[np.fromfile(spool, dtype=self._dtype, count=length)])
 
     def _figures(self, split: str) -> SplitFigures:

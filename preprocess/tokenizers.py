@@ -15,7 +15,7 @@ import numpy as np
 import sentencepiece
 
 from fairseq_csp.errors import UserError
-from preprocess.preparation import positive
+from fairseq_csp.flags import positive
 
 SENTENCEPIECE_FILE = "sentencepiece.model"
 MAX_LENGTH = 4000
