@@ -106,8 +106,8 @@ def _check_replaceable(target: Path) -> None:
 def _foreign(directory: Path) -> str | None:
     """Return why a directory is no data set, or has more in it than one; None where it is one."""
     known = set(_PUBLISHED)
-    summary = read_summary(directory)
-    if summary is not None:
+    summary = read_summary(directory) or {}
+    if {"name", "splits", "source"} <= set(summary):
         known |= {SUMMARY_FILE, SENTENCEPIECE_FILE, *summary.get("files", ())}
     folders = {parent.as_posix() for name in known for parent in PurePosixPath(name).parents}
     content = [path for path in sorted(directory.rglob("*")) if not is_added(str(path))]

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from fairseq.data import Dictionary, indexed_dataset
 
+from fairseq_csp.data.tokens import load_dictionary
 from fairseq_csp.errors import UserError
 from preprocess.progress import progress
 from preprocess.summary import SPLITS, Figures, SplitFigures
@@ -186,10 +187,7 @@ def _read_dictionary(path: Path, symbols: Sequence[str]) -> Dictionary:
     Raises:
         UserError: it is not there, is not a dictionary, or lacks a symbol.
     """
-    try:
-        dictionary = Dictionary.load(str(path))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a dictionary of a prepared data set ({error})") from error
+    dictionary = load_dictionary(str(path))
     if missing := [symbol for symbol in symbols if symbol not in dictionary]:
         raise UserError(f"{path}: this dictionary lacks {missing[0]!r}; it is of another data set")
     return dictionary

@@ -1,5 +1,6 @@
 """Bad input ends in one clear sentence before training starts, and leaves nothing behind."""
 
+import os
 import shutil
 import struct
 import sys
@@ -12,6 +13,7 @@ from fairseq.trainer import Trainer
 from fairseq_cli import train as fairseq_train
 from fairseq_cli import validate as fairseq_validate
 
+from fairseq_csp.tasks.lra import LRATask
 from preprocess.__main__ import main as preprocess
 from tests.helpers.commands import ROOT, call, training_command
 from tests.helpers.generated import write_images, write_text
@@ -74,6 +76,10 @@ def replace(path, other):
             shutil.copy(source, data / path.rpartition("/")[0])
 
     return damage
+
+
+def pipe(path):
+    return lambda data: (data / path).unlink() or os.mkfifo(data / path)
 
 
 def save(path, array):
@@ -148,6 +154,17 @@ CASES = [
          overwrite("label-bin/train.bin", 4, b"\x09")),
     Case("a label that is no symbol", "text", ["example 1 of split train has class 251"],
          overwrite("label-bin/train.bin", 4, b"\xff")),
+    Case("a label of two symbols", "text", ["label-bin/train.bin: label 0 has 3 symbols"],
+         replace("label-bin/train", "long-labels")),
+    Case("a pipe as dictionary", "text", ["src-bin/dict.txt is a pipe or a device"],
+         pipe("src-bin/dict.txt")),
+    Case("a pipe as labels", "src", ["label/train: there is neither"], pipe("label/train.label")),
+    Case("validated images of another width", "image",
+         ["images of split valid have 9 pixels, those of train 16"],
+         save("input/valid.npy", np.zeros((5, 9), np.uint8))),
+    Case("validated text images of another width", "src",
+         ["images of split valid have 3 pixels, those of train 4"],
+         write("input/valid.src", b"1 2 3\n" * 4)),
     Case("labels fewer than images", "image", ["label/train.npy holds 7 labels for 12 images"],
          save("label/train.npy", np.zeros(7, np.int64))),
     Case("labels more than images", "image", ["label/train.npy holds 13 labels for 12 images"],
@@ -166,7 +183,7 @@ CASES = [
          write("input/train.npy", b"PK\x03\x04garbage")),
     Case("images of another type", "image", ["input/train.npy holds float64", "expected uint8"],
          save("input/train.npy", np.zeros((12, 16)))),
-    Case("pickled images", "image", ["input/train.npy is not a complete NumPy array file"],
+    Case("pickled images", "image", ["input/train.npy holds object", "expected uint8"],
          save("input/train.npy", np.array([{}] * 12, dtype=object))),
     Case("a header that claims too much", "image", ["input/train.npy is not a complete NumPy"],
          write("input/train.npy", npy_header((10**15, 16)))),
@@ -229,6 +246,10 @@ def whole(tmp_path_factory):
     less = {"train": 7}
     write_text(root / "text")
     write_text(root / "less-text", splits=less)
+    # as if each label were a text of two symbols and the end of the sentence
+    write_text(root / "texts", splits={"train": 12}, longest=3)
+    (root / "long-labels").mkdir()
+    shutil.copytree(root / "texts" / "src-bin", root / "long-labels" / "label-bin")
     write_text(root / "pairs", documents=2)
     write_text(root / "less-pairs", documents=2, splits=less)
     write_images(root / "image")
@@ -287,6 +308,29 @@ def test_one_sentence_before_training_starts(case, whole, run, tmp_path):
             *case.flags, "--save-dir", save)  # fmt: skip
     assert not run.begun
     assert not save.exists() or not list(save.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("text", "src-bin/train.bin"), ("image", "input/train.npy")]
+)
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_data_that_is_cut_short_in_training_is_told(
+    kind, name, workers, whole, tmp_path, monkeypatch
+):
+    """With a memory map the process, or its loader's, would end by SIGBUS."""
+    shutil.copytree(whole / kind, tmp_path / kind)
+
+    def empty(task, *arguments):
+        os.truncate(tmp_path / kind / name, 0)
+
+    def run(command, *words):
+        monkeypatch.setattr(sys, "argv", ["fairseq-train", *map(str, words)])
+        command.cli_main()
+
+    monkeypatch.setattr(LRATask, "begin_epoch", empty)
+    refused([f"{name} became shorter while it was in use"], run, fairseq_train, tmp_path / kind,
+            *TRAINING, *TINY, *FLAGS[kind], "--num-workers", workers,
+            "--save-dir", tmp_path / "save")  # fmt: skip
 
 
 @pytest.fixture(scope="module")

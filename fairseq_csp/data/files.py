@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -13,18 +14,64 @@ LARGEST = 64 << 20
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
-def open_file(path: Path | str) -> BinaryIO:
-    """Open a file for reading; a pipe, which would be waited for, or a device is refused.
+def require_file(path: Path | str) -> None:
+    """Check that what is at a path is a file: a pipe would be waited for.
 
     Raises:
-        UserError: there is something else than a file.
-        OSError: there is nothing, or it may not be read.
+        UserError: it is something else; that there is nothing is no matter here.
     """
     path = Path(path)
     if path.exists() and not path.is_file():
         kind = "a directory" if path.is_dir() else "a pipe or a device"
         raise UserError(f"{path} is {kind}, where a file is expected")
-    return path.open("rb")
+
+
+def open_file(path: Path | str) -> BinaryIO:
+    """Open a file for reading.
+
+    Raises:
+        UserError: there is something else than a file.
+        OSError: there is nothing, or it may not be read.
+    """
+    require_file(path)
+    return open(path, "rb")
+
+
+class PieceReader:
+    """Reads pieces of a file that stays open.
+
+    A memory map would end the process (SIGBUS) where the file is cut short meanwhile; here that is
+    told in a sentence. Processes share the pages that were read either way.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = str(path)
+        self._file = open_file(path)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return ``size`` bytes from ``offset``.
+
+        Raises:
+            UserError: the file has fewer.
+        """
+        content = os.pread(self._file.fileno(), size, offset)
+        while len(content) < size:  # one call reads 2 GiB at most
+            piece = os.pread(self._file.fileno(), size - len(content), offset + len(content))
+            if not piece:
+                raise UserError(
+                    f"{self.path} became shorter while it was in use: prepare the data anew"
+                )
+            content += piece
+        return content
+
+    def __getstate__(self) -> str:
+        return self.path
+
+    def __setstate__(self, path: str) -> None:
+        self.__init__(path)
 
 
 def read_whole(file: BinaryIO, where: str, largest: int = LARGEST) -> bytes:

@@ -1,16 +1,18 @@
-"""Images as sequences of grey pixels, memory-mapped.
+"""Images as sequences of grey pixels, read one at a time.
 
 A set is a directory with two forms, of which the first is preferred::
 
     input/{train,valid,test}.npy    uint8 (images, pixels), row-major     label/*.npy    int64
     input/{train,valid,test}.src    one image a line, decimal pixels      label/*.label  one a line
 
-Opening the first reads nothing but its header, and worker processes share its pages; the second
-is the published form, parsed into memory.
+Opening the first reads nothing but its header, and worker processes share its pages in the
+system's cache; the second is the published form, parsed into memory.
 """
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +20,7 @@ import numpy as np
 import torch
 from fairseq.data import FairseqDataset
 
+from fairseq_csp.data.files import PieceReader, numbered_lines, open_file
 from fairseq_csp.errors import UserError
 
 _PIXELS = {str(value).encode(): value for value in range(256)}
@@ -38,23 +41,10 @@ class PixelDataset(FairseqDataset):
     """
 
     def __init__(self, directory: str | Path, split: str, *, mean: float, std: float) -> None:
-        self._directory = Path(directory)
-        self._split = split
         self._mean = mean
         self._std = std
-        self._pixels = load_pixels(directory, split)
+        self._pixels = open_pixels(directory, split)
         self.sizes = np.full(len(self._pixels), self._pixels.shape[1], dtype=np.int64)
-
-    def __getstate__(self) -> dict[str, object]:
-        state = dict(self.__dict__)
-        if isinstance(self._pixels, np.memmap):
-            del state["_pixels"]  # pickling would copy the file; the receiver maps it again
-        return state
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(state)
-        if "_pixels" not in state:
-            self._pixels = load_pixels(self._directory, self._split)
 
     def __getitem__(self, index: int) -> torch.Tensor:
         pixels = torch.from_numpy(self._pixels[index].astype(np.float32))
@@ -76,16 +66,71 @@ class PixelDataset(FairseqDataset):
         return int(self.sizes[index])
 
 
-def load_pixels(directory: str | Path, split: str) -> np.ndarray:
-    """Open the images of a split: uint8 (images, pixels), memory-mapped where stored as binary.
+class ArrayFile:
+    """An array in a NumPy file, of which single items are read.
+
+    Args:
+        path: the file.
+        dtype: type that the array must have.
+        dimensions: number of dimensions that it must have; the first counts the items.
+
+    Attributes:
+        shape: of the array.
+        dtype: of the array.
+
+    Raises:
+        UserError: it is damaged or holds something else.
+    """
+
+    def __init__(self, path: Path, dtype: type[np.generic], dimensions: int) -> None:
+        self.dtype = np.dtype(dtype)
+        self._file = PieceReader(path)
+        try:
+            with open_file(path) as file:
+                version = np.lib.format.read_magic(file)
+                read = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
+                self.shape, by_columns, found = read(file)
+                self._start = file.tell()
+                size = file.seek(0, os.SEEK_END) - self._start
+        except Exception as error:  # a damaged header can fail in any way
+            raise UserError(f"{path} is not a complete NumPy array file ({error})") from error
+        if found != self.dtype or len(self.shape) != dimensions or by_columns:
+            raise UserError(
+                f"{path} holds {found} of shape {self.shape}, expected {self.dtype} with "
+                f"{dimensions} dimension(s), row after row"
+            )
+        self._item = math.prod(self.shape[1:]) * self.dtype.itemsize
+        if self.shape[0] * self._item != size:
+            raise UserError(
+                f"{path} is not a complete NumPy array file (its header tells of "
+                f"{self.shape[0] * self._item:,} bytes, but {size:,} follow)"
+            )
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self._read(range(len(self))[index], 1).reshape(self.shape[1:])
+
+    def load(self) -> np.ndarray:
+        """Return the whole array."""
+        return self._read(0, len(self)).reshape(self.shape)
+
+    def _read(self, first: int, items: int) -> np.ndarray:
+        content = self._file.read(self._start + first * self._item, items * self._item)
+        return np.frombuffer(content, self.dtype)
+
+
+def open_pixels(directory: str | Path, split: str) -> ArrayFile | np.ndarray:
+    """Open the images of a split: uint8 (images, pixels), of which each may be asked for.
 
     Raises:
         UserError: there is no such split, or the file is damaged; it is named, with the line.
     """
     path = _find(directory, "input", split, ".src")
     if path.suffix == ".npy":
-        array = _open_array(path, np.uint8, dimensions=2)
-        if not array.size:
+        array = ArrayFile(path, np.uint8, dimensions=2)
+        if not math.prod(array.shape):
             raise UserError(f"{path} holds no images")
         return array
     pixels = bytearray()
@@ -96,6 +141,29 @@ def load_pixels(directory: str | Path, split: str) -> np.ndarray:
     if not lines:
         raise UserError(f"{path} holds no images")
     return np.frombuffer(pixels, dtype=np.uint8).reshape(lines, -1)
+
+
+def load_pixels(directory: str | Path, split: str) -> np.ndarray:
+    """Return the images of a split: uint8 (images, pixels).
+
+    Raises:
+        UserError: there is no such split, or the file is damaged; it is named, with the line.
+    """
+    found = open_pixels(directory, split)
+    return found.load() if isinstance(found, ArrayFile) else found
+
+
+def pixels_of_an_image(directory: str | Path, split: str) -> int | None:
+    """Return how many pixels the first image of a split has; None where there is none.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    stem = Path(directory) / "input" / split
+    if stem.with_name(f"{split}.npy").is_file():
+        return open_pixels(directory, split).shape[1]
+    text = stem.with_name(f"{split}.src")
+    return len(next(read_pixel_lines(text), b"")) or None if text.is_file() else None
 
 
 def load_labels(directory: str | Path, split: str, images: int | None = None) -> np.ndarray:
@@ -111,7 +179,7 @@ def load_labels(directory: str | Path, split: str, images: int | None = None) ->
     """
     path = _find(directory, "label", split, ".label")
     if path.suffix == ".npy":
-        labels = np.array(_open_array(path, np.int64, dimensions=1))
+        labels = ArrayFile(path, np.int64, dimensions=1).load()
     else:
         labels = np.array(list(read_label_lines(path)), dtype=np.int64)
     if images is not None and len(labels) != images:
@@ -129,8 +197,8 @@ def read_pixel_lines(path: Path) -> Iterator[bytes]:
             the first.
     """
     width = None
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
+    with open_file(path) as file:
+        for number, line in numbered_lines(file, str(path)):
             try:
                 pixels = bytes(map(_PIXELS.__getitem__, line.split()))
             except KeyError as error:
@@ -155,8 +223,8 @@ def read_label_lines(path: Path) -> Iterator[int]:
     Raises:
         UserError: a line is not a whole number, or one too large to be a class.
     """
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
+    with open_file(path) as file:
+        for number, line in numbered_lines(file, str(path)):
             word = line.strip()
             if not word.isdigit() or len(word) > _LABEL_DIGITS:
                 raise UserError(
@@ -188,13 +256,3 @@ def open_array(path: Path) -> np.ndarray:
         return np.lib.format.open_memmap(path, mode="r")
     except Exception as error:  # a damaged header can fail in any way
         raise UserError(f"{path} is not a complete NumPy array file ({error})") from error
-
-
-def _open_array(path: Path, dtype: type[np.generic], *, dimensions: int) -> np.ndarray:
-    array = open_array(path)
-    if array.dtype != dtype or array.ndim != dimensions:
-        raise UserError(
-            f"{path} holds {array.dtype} of shape {array.shape}, expected "
-            f"{np.dtype(dtype)} with {dimensions} dimension(s)"
-        )
-    return array

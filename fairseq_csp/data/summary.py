@@ -18,8 +18,8 @@ def read_summary(directory: Path | str) -> dict | None:
         directory: the prepared set.
 
     Returns:
-        The object in its ``summary.json``; None where there is none, as in a published set, or
-        none that a preparation wrote.
+        The object in its ``summary.json``; None where there is none, as in a published set, or it
+        is damaged.
     """
     path = Path(directory) / SUMMARY_FILE
     try:
@@ -27,6 +27,4 @@ def read_summary(directory: Path | str) -> dict | None:
             summary = json.loads(read_whole(file, str(path)))
     except (OSError, UserError, ValueError, RecursionError):
         return None
-    if isinstance(summary, dict) and {"name", "splits", "source"} <= set(summary):
-        return summary
-    return None
+    return summary if isinstance(summary, dict) else None

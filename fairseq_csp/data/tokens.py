@@ -10,9 +10,10 @@ import os
 import struct
 
 import numpy as np
-from fairseq.data import Dictionary
-from fairseq.data.indexed_dataset import MMapIndexedDataset
+import torch
+from fairseq.data import Dictionary, FairseqDataset
 
+from fairseq_csp.data.files import PieceReader, require_file
 from fairseq_csp.errors import UserError
 
 _HEADER = struct.Struct("<9sQBQ")  # magic, version, type of the symbols, examples
@@ -25,8 +26,9 @@ def load_dictionary(path: str) -> Dictionary:
     """Load a ``dict.txt``.
 
     Raises:
-        UserError: it is not one.
+        UserError: it is not one, or no file.
     """
+    require_file(path)
     try:
         return Dictionary.load(path)
     except Exception as error:  # fairseq raises Exception itself for a wrong encoding
@@ -36,8 +38,40 @@ def load_dictionary(path: str) -> Dictionary:
         ) from error
 
 
-def load_tokens(prefix: str, dictionary: Dictionary | None = None) -> MMapIndexedDataset:
-    """Open ``prefix.bin`` and ``prefix.idx``; item i is an int64 tensor (symbols,).
+class TokenDataset(FairseqDataset):
+    """Sequences of symbols, each read when it is asked for; item i is an int64 tensor (symbols,).
+
+    Args:
+        path: the symbols of all examples one after the other.
+        dtype: their type.
+        sizes: (examples,) symbols of each example.
+    """
+
+    def __init__(self, path: str, dtype: np.dtype, sizes: np.ndarray) -> None:
+        self.sizes = sizes
+        self._dtype = dtype
+        self._begins = np.append(0, np.cumsum(sizes[:-1], dtype=np.int64)) * dtype.itemsize
+        self._file = PieceReader(path)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        size = int(self.sizes[index]) * self._dtype.itemsize
+        content = self._file.read(int(self._begins[index]), size)
+        return torch.from_numpy(np.frombuffer(content, self._dtype).astype(np.int64))
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def num_tokens(self, index: int) -> int:
+        """Return the number of symbols of an example."""
+        return int(self.sizes[index])
+
+    def size(self, index: int) -> int:
+        """Return the number of symbols of an example."""
+        return int(self.sizes[index])
+
+
+def load_tokens(prefix: str, dictionary: Dictionary | None = None) -> TokenDataset:
+    """Open ``prefix.bin`` and ``prefix.idx``.
 
     The index is held against the sizes of both files before anything is allocated, and all symbols
     against the dictionary, if one is given.
@@ -59,19 +93,21 @@ def load_tokens(prefix: str, dictionary: Dictionary | None = None) -> MMapIndexe
             f"{ends[-1] * dtype.itemsize:,}: it is cut short or damaged, prepare it anew"
         )
     if dictionary is not None:
-        _check_symbols(data, np.memmap(data, dtype, "r"), ends, len(dictionary))
-    return MMapIndexedDataset(prefix)
+        _check_symbols(data, dtype, ends, len(dictionary))
+    return TokenDataset(data, dtype, sizes)
 
 
-def _check_symbols(path: str, symbols: np.ndarray, ends: np.ndarray, known: int) -> None:
-    for start in range(0, len(symbols), _BLOCK):
-        block = symbols[start : start + _BLOCK]
+def _check_symbols(path: str, dtype: np.dtype, ends: np.ndarray, known: int) -> None:
+    file = PieceReader(path)
+    for start in range(0, int(ends[-1]), _BLOCK):
+        count = min(_BLOCK, int(ends[-1]) - start)
+        block = np.frombuffer(file.read(start * dtype.itemsize, count * dtype.itemsize), dtype)
         if block.min() < 0 or block.max() >= known:
             place = start + np.flatnonzero((block < 0) | (block >= known))[0]
             raise UserError(
                 f"{path}: example {np.searchsorted(ends, place, 'right')} has symbol "
-                f"{symbols[place]}, but the dictionary has {known:,} symbols: the file is damaged "
-                "or the dictionary another one"
+                f"{block[place - start]}, but the dictionary has {known:,} symbols: the file is "
+                "damaged or the dictionary another one"
             )
 
 
@@ -96,7 +132,7 @@ def _read_index(path: str) -> tuple[np.dtype, np.ndarray]:
     if not examples:
         raise UserError(f"{path}: there is no example")
     dtype = np.dtype(_TYPES[kind])
-    content = np.memmap(path, np.uint8, "r")[_HEADER.size :]
+    content = np.frombuffer(PieceReader(path).read(_HEADER.size, 12 * examples), np.uint8)
     sizes = content[: 4 * examples].view("<i4")
     for example in np.flatnonzero(sizes < 1)[:1]:
         raise UserError(

@@ -1,6 +1,5 @@
 """What LRA's text and image tasks have in common."""
 
-import json
 import logging
 import math
 import os
@@ -27,6 +26,7 @@ from fairseq.optim import FairseqOptimizer
 from fairseq.tasks import FairseqTask
 from omegaconf import II, MISSING
 
+from fairseq_csp.data.summary import read_summary
 from fairseq_csp.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -221,11 +221,7 @@ class LRATask(FairseqTask):
 
 def _is_limited(directory: str) -> bool:
     """Whether the preparation marked a set as limited; a published one has no summary."""
-    try:
-        with open(os.path.join(directory, "summary.json"), encoding="utf-8") as file:
-            return bool(json.load(file).get("limited"))
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return False
+    return bool((read_summary(directory) or {}).get("limited"))
 
 
 class ClassDataset(FairseqDataset):

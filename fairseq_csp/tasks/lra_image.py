@@ -8,7 +8,7 @@ from typing import Optional
 from fairseq.data import NumelDataset
 from fairseq.tasks import register_task
 
-from fairseq_csp.data.pixels import PixelDataset, load_labels
+from fairseq_csp.data.pixels import PixelDataset, load_labels, pixels_of_an_image
 from fairseq_csp.errors import UserError
 from fairseq_csp.tasks.lra import LRATask, LRATaskConfig
 
@@ -85,6 +85,12 @@ class LRAImageTask(LRATask):
             raise UserError(
                 f"{self.cfg.data}: --chunk-size {self.cfg.chunk_size} does not divide the "
                 f"{pixels:,} pixels of an image"
+            )
+        of_train = pixels_of_an_image(self.cfg.data, "train")
+        if of_train is not None and pixels != of_train:
+            raise UserError(
+                f"{self.cfg.data}: images of split {split} have {pixels:,} pixels, those of train "
+                f"{of_train:,}: they are of different data sets"
             )
         labels = load_labels(self.cfg.data, split, len(images))
         net_input = {"src_tokens": images, "src_lengths": NumelDataset(images)}

@@ -103,7 +103,18 @@ class LRATextTask(LRATask):
         logger.info(f"{split}: {len(sizes):,} examples, {sizes.mean():,.1f} symbols on average")
 
     def _classes(self, split: str) -> np.ndarray:
-        labels = load_tokens(os.path.join(self.cfg.data, "label-bin", split))
+        """Return the class (examples,) of each example.
+
+        Raises:
+            UserError: the labels are not there, damaged, or more than one symbol.
+        """
+        prefix = os.path.join(self.cfg.data, "label-bin", split)
+        labels = load_tokens(prefix)
+        for example in np.flatnonzero(labels.sizes > 2)[:1]:
+            raise UserError(
+                f"{prefix}.bin: label {example} has {labels.sizes[example]} symbols, expected one "
+                "and the end of the sentence: prepare the data anew"
+            )
         classes = np.fromiter((int(label[0]) for label in labels), np.int64, len(labels))
         return classes - self.label_dictionary.nspecial
 

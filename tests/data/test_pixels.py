@@ -1,4 +1,5 @@
 import multiprocessing
+import os
 import pickle
 import time
 
@@ -86,7 +87,7 @@ def test_large_sets_cost_neither_memory_nor_time(tmp_path):
         ("1 -2\n", "line 1: '-2'"),
         ("1 2.0\n", "line 1: '2.0'"),
         ("1 2\n3\n", "line 2: 1 pixels, the first line has 2"),
-        ("1 2\n\n", "line 2: the line is empty"),
+        ("1 2\n\n1 2\n", "line 2: the line is empty"),
         ("", "holds no images"),
     ],
 )
@@ -98,12 +99,44 @@ def test_bad_text_images_are_named(tmp_path, text, message):
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["1\n1.5\n", "1\n\n", "1\n-1\n", "1\nnan\n"])
+@pytest.mark.parametrize("text", ["1\n1.5\n", "1\n\n1\n", "1\n-1\n", "1\nnan\n"])
 def test_bad_text_labels_are_named(tmp_path, text):
     (tmp_path / "label").mkdir()
     (tmp_path / "label" / "test.label").write_text(text)
     with pytest.raises(UserError, match=r"test\.label, line 2"):
         load_labels(tmp_path, "test")
+
+
+def test_text_that_an_editor_saved_is_read_alike(tmp_path):
+    write(tmp_path, "text")
+    for path in tmp_path.rglob("test.*"):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n") + b"\r\n\n")
+    np.testing.assert_array_equal(load_pixels(tmp_path, "test"), IMAGES)
+    np.testing.assert_array_equal(load_labels(tmp_path, "test"), LABELS)
+
+
+def test_a_file_that_is_cut_short_while_it_is_in_use_is_told(tmp_path):
+    write(tmp_path, "binary", images=np.ones((9, 4096), np.uint8))
+    path = tmp_path / "input" / "test.npy"
+    dataset = PixelDataset(tmp_path, "test", mean=0.5, std=0.5)
+    os.truncate(path, path.stat().st_size - 4096)
+    assert dataset[7].shape == (4096,)
+    with pytest.raises(UserError, match=r"test\.npy became shorter while it was in use"):
+        dataset[8]
+    with pytest.raises(IndexError):
+        dataset[9]
+
+
+def test_arrays_of_another_order_or_length_are_refused(tmp_path):
+    (tmp_path / "input").mkdir()
+    path = tmp_path / "input" / "test.npy"
+    np.save(path, np.asfortranarray(IMAGES))
+    with pytest.raises(UserError, match="expected uint8 with 2 dimension"):
+        load_pixels(tmp_path, "test")
+    np.save(path, IMAGES)
+    path.write_bytes(path.read_bytes() + b"0")
+    with pytest.raises(UserError, match="tells of 12 bytes, but 13 follow"):
+        load_pixels(tmp_path, "test")
 
 
 def test_bad_binary_files_are_named(tmp_path):

@@ -1,11 +1,14 @@
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import pty
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 
 import psutil
@@ -272,6 +275,7 @@ def test_a_log_gets_a_line_now_and_then(monkeypatch, caplog, capsys):
 def test_a_terminal_gets_a_bar(tmp_path):
     command = [sys.executable, "-m", "preprocess", "listops", "--demo", "--out"]
     ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
     subprocess.run([*command, str(tmp_path / "a")], stderr=theirs, check=True)
     os.close(theirs)
     shown = b""
