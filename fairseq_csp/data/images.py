@@ -1,4 +1,4 @@
-"""Images with their classes: memory-mapped pixels, or files that are decoded while loading.
+"""Images with their classes: pixels read one image at a time, or files decoded while loading.
 
 A prepared set is a directory of::
 
@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from fairseq_csp.data.augmentation import Augmentation, centre_crop
-from fairseq_csp.data.pixels import load_labels, open_array
+from fairseq_csp.data.pixels import ArrayFile, load_labels
 from fairseq_csp.errors import UserError
 
 DESCRIPTION = "images.json"
@@ -180,7 +180,7 @@ class ImageDataset(FairseqDataset):
                 )
 
     def __getstate__(self) -> dict[str, object]:
-        # pickling would copy the files; the receiver maps them again
+        # the receiver opens the files again
         return {key: value for key, value in self.__dict__.items() if key != "_images"}
 
     def __setstate__(self, state: dict[str, object]) -> None:
@@ -262,8 +262,8 @@ class ImageDataset(FairseqDataset):
         return self.tokens
 
 
-def open_images(directory: str | Path, split: str) -> np.ndarray:
-    """Memory-map a split: uint8 (images, height, width, channels), or bytes (images,) of paths.
+def open_images(directory: str | Path, split: str) -> ArrayFile:
+    """Open a split: uint8 (images, height, width, channels), or bytes (images,) of paths.
 
     Raises:
         UserError: it is not there, damaged or empty.
@@ -274,7 +274,7 @@ def open_images(directory: str | Path, split: str) -> np.ndarray:
             f"{path} is not there: is {directory} the prepared data of an image classification, "
             f"and {split} one of its splits?"
         )
-    array = open_array(path)
+    array = ArrayFile(path)
     pixels = array.dtype == np.uint8 and array.ndim == 4
     if not pixels and not (array.dtype.kind == "S" and array.ndim == 1):
         raise UserError(

@@ -71,46 +71,46 @@ class ArrayFile:
 
     Args:
         path: the file.
-        dtype: type that the array must have.
-        dimensions: number of dimensions that it must have; the first counts the items.
 
     Attributes:
-        shape: of the array.
-        dtype: of the array.
+        shape: of the array; the first dimension counts the items.
+        ndim: number of dimensions.
+        size: number of values.
+        dtype: of the values.
 
     Raises:
-        UserError: it is damaged or holds something else.
+        UserError: it is damaged, holds objects, or is stored column after column.
     """
 
-    def __init__(self, path: Path, dtype: type[np.generic], dimensions: int) -> None:
-        self.dtype = np.dtype(dtype)
+    def __init__(self, path: Path) -> None:
         self._file = PieceReader(path)
         try:
             with open_file(path) as file:
                 version = np.lib.format.read_magic(file)
                 read = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
-                self.shape, by_columns, found = read(file)
+                self.shape, by_columns, self.dtype = read(file)
                 self._start = file.tell()
-                size = file.seek(0, os.SEEK_END) - self._start
+                there = file.seek(0, os.SEEK_END) - self._start
         except Exception as error:  # a damaged header can fail in any way
             raise UserError(f"{path} is not a complete NumPy array file ({error})") from error
-        if found != self.dtype or len(self.shape) != dimensions or by_columns:
+        if self.dtype.hasobject or by_columns or not self.shape:
             raise UserError(
-                f"{path} holds {found} of shape {self.shape}, expected {self.dtype} with "
-                f"{dimensions} dimension(s), row after row"
+                f"{path} holds {self.dtype} of shape {self.shape}, expected numbers, row after row"
             )
+        self.ndim = len(self.shape)
+        self.size = math.prod(self.shape)
         self._item = math.prod(self.shape[1:]) * self.dtype.itemsize
-        if self.shape[0] * self._item != size:
+        if self.shape[0] * self._item != there:
             raise UserError(
                 f"{path} is not a complete NumPy array file (its header tells of "
-                f"{self.shape[0] * self._item:,} bytes, but {size:,} follow)"
+                f"{self.shape[0] * self._item:,} bytes, but {there:,} follow)"
             )
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return self._read(range(len(self))[index], 1).reshape(self.shape[1:])
+        return self._read(range(len(self))[index], 1).reshape(self.shape[1:])[()]
 
     def load(self) -> np.ndarray:
         """Return the whole array."""
@@ -129,8 +129,8 @@ def open_pixels(directory: str | Path, split: str) -> ArrayFile | np.ndarray:
     """
     path = _find(directory, "input", split, ".src")
     if path.suffix == ".npy":
-        array = ArrayFile(path, np.uint8, dimensions=2)
-        if not math.prod(array.shape):
+        array = _open_array(path, np.uint8, dimensions=2)
+        if not array.size:
             raise UserError(f"{path} holds no images")
         return array
     pixels = bytearray()
@@ -179,7 +179,7 @@ def load_labels(directory: str | Path, split: str, images: int | None = None) ->
     """
     path = _find(directory, "label", split, ".label")
     if path.suffix == ".npy":
-        labels = ArrayFile(path, np.int64, dimensions=1).load()
+        labels = _open_array(path, np.int64, dimensions=1).load()
     else:
         labels = np.array(list(read_label_lines(path)), dtype=np.int64)
     if images is not None and len(labels) != images:
@@ -246,13 +246,11 @@ def _find(directory: str | Path, kind: str, split: str, text_suffix: str) -> Pat
     )
 
 
-def open_array(path: Path) -> np.ndarray:
-    """Memory-map an array file.
-
-    Raises:
-        UserError: it is damaged.
-    """
-    try:
-        return np.lib.format.open_memmap(path, mode="r")
-    except Exception as error:  # a damaged header can fail in any way
-        raise UserError(f"{path} is not a complete NumPy array file ({error})") from error
+def _open_array(path: Path, dtype: type[np.generic], *, dimensions: int) -> ArrayFile:
+    array = ArrayFile(path)
+    if array.dtype != dtype or array.ndim != dimensions:
+        raise UserError(
+            f"{path} holds {array.dtype} of shape {array.shape}, expected "
+            f"{np.dtype(dtype)} with {dimensions} dimension(s)"
+        )
+    return array

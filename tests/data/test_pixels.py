@@ -131,7 +131,7 @@ def test_arrays_of_another_order_or_length_are_refused(tmp_path):
     (tmp_path / "input").mkdir()
     path = tmp_path / "input" / "test.npy"
     np.save(path, np.asfortranarray(IMAGES))
-    with pytest.raises(UserError, match="expected uint8 with 2 dimension"):
+    with pytest.raises(UserError, match="expected numbers, row after row"):
         load_pixels(tmp_path, "test")
     np.save(path, IMAGES)
     path.write_bytes(path.read_bytes() + b"0")
