@@ -39,6 +39,10 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
         "": {"window": 2, "global": 1, "random": 2},
         "windowed": {"window": 1, "global": 0, "random": 2},
     },
+    "hyena": {
+        "two-way": {"filter_width": 6},
+        "order-3": {"filter_width": 6, "order": 3, "two_way": "off", "embedding": 5},
+    },
     "hilo": {
         "text": {"window": 3},
         "near": {"alpha": 0.0},
@@ -143,6 +147,14 @@ GOLDEN: dict[str, Golden] = {
         options=lambda given: {"tokens": given["agents"]},
         parameters={"conv.weight": "dwc.weight", "conv.bias": "dwc.bias"},
         projections={"q": "qkv:0", "k": "qkv:1", "v": "qkv:2", "out": "proj"},
+    ),
+    "hyena": Golden(
+        options=lambda given: {
+            "order": given["order"],
+            "filter_width": given["filter_width"],
+            "embedding": given["embedding"],
+            "two_way": given["bidirectional"],
+        },
     ),
     "hilo": Golden(options=lambda given: {key: given[key] for key in ("window", "alpha")}),
     "biformer": Golden(

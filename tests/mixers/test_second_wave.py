@@ -172,3 +172,24 @@ def test_another_image_than_built_for(name):
     mixer = build_attention(name, value_dim=8, heads=2, grid=(4, 4), **options)
     with pytest.raises(UserError, match="an image has 15 positions, but .* built for 4 x 4"):
         mixer(torch.randn(1, 15, 8))
+
+
+def test_hyena_two_way():
+    """The gates, the convolutions both ways and the maps by loops over positions."""
+    mixer = build_attention("hyena", value_dim=4, max_positions=12, filter_width=5).double()
+    (x,) = random_input(4)
+    out = mixer(x, torch.tensor(COUNTS))
+    taps, bias = mixer.short_filter.weight[:, 0], mixer.short_filter.bias
+    for row, n in enumerate(COUNTS):
+        inner = F.pad(mixer.in_proj(x[row, :n]), (0, 0, 1, 1))
+        inner = sum(inner[k : k + n] * taps[:, k] for k in range(3)) + bias
+        gate, other, v = inner.chunk(3, 1)
+        product = v * other
+        ahead, back = mixer.filter_fn(n), mixer.filter_back(n)
+        mixed = product * mixer.filter_fn.bias
+        for i in range(n):
+            for j in range(n):
+                kernel = ahead[:, i - j] if j <= i else back[:, j - i]
+                mixed[i] = mixed[i] + kernel * product[j]
+        expected = mixer.out_proj(mixed * gate)
+        torch.testing.assert_close(out[row, :n], expected, rtol=0, atol=1e-10)
