@@ -43,6 +43,7 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
         "two-way": {"filter_width": 6},
         "order-3": {"filter_width": 6, "order": 3, "two_way": "off", "embedding": 5},
     },
+    "gau_mixed": {"": {"heads": 1, "chunk": 4}},
     "hilo": {
         "text": {"window": 3},
         "near": {"alpha": 0.0},
@@ -65,7 +66,7 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
 
 # their time grows with the square of the length
 QUADRATIC = {"gqa", "kdgqa", "dgqa", "sqa", "softmax", "relu2", "laplace", "sigmoid", "urpe"}
-QUADRATIC |= {"sinkformer", "synthesizer", "gmlp"}
+QUADRATIC |= {"cga", "sinkformer", "synthesizer", "gmlp"}
 
 # what gradcheck may differ by where a part of an entry carries no gradient by definition
 NUMERICAL: dict[str, float] = {"performer": 1e-3}

@@ -193,3 +193,35 @@ def test_hyena_two_way():
                 mixed[i] = mixed[i] + kernel * product[j]
         expected = mixer.out_proj(mixed * gate)
         torch.testing.assert_close(out[row, :n], expected, rtol=0, atol=1e-10)
+
+
+def test_gau_mixed():
+    mixer = build_attention("gau_mixed", value_dim=6, query_dim=4, chunk=4).double()
+    with torch.no_grad():
+        for parameter in mixer.parameters():
+            parameter += torch.randn_like(parameter)
+    v, q, k = random_input(6, 4, 4)
+    out = mixer(v, torch.tensor(COUNTS), q, k)
+    for row, n in enumerate(COUNTS):
+        far = [x[row, :n] * mixer.gamma[i] + mixer.beta[i] for i, x in enumerate((q, k))]
+        expected = far[0] @ far[1].T @ v[row, :n] / n
+        for start in range(0, n, 4):
+            part = slice(start, min(start + 4, n))
+            count = part.stop - part.start
+            weights = (q[row, part] @ k[row, part].T / count).relu() ** 2
+            expected[part] += weights @ v[row, part]
+        torch.testing.assert_close(out[row, :n], expected, rtol=0, atol=1e-10)
+
+
+def test_cga():
+    mixer = build_attention("cga", value_dim=6, heads=3).double()
+    (x,) = random_input(6)
+    out = mixer(x, torch.tensor(COUNTS))
+    for row, n in enumerate(COUNTS):
+        mixed = []
+        for head in range(3):
+            part = x[row, :n, 2 * head : 2 * head + 2] + (mixed[-1] if mixed else 0)
+            q, k, v = mixer.qkv[head](part).chunk(3, 1)
+            mixed.append((q @ k.T / 2**0.5).softmax(1) @ v)
+        expected = mixer.out_proj(torch.cat(mixed, 1))
+        torch.testing.assert_close(out[row, :n], expected, rtol=0, atol=1e-10)
