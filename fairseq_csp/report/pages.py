@@ -37,7 +37,8 @@ RESULTS_NOTE = (
 )
 RUNS_NOTE = (
     "not tested: the training ended, its best checkpoint was not tested (--test does it); "
-    "unfinished: it is running or was stopped."
+    "unfinished: it is running or was stopped; stage of a run: another training began with its "
+    "weights, and only that one is among the results."
 )
 # title, note and table
 Section = tuple[str, str, Table]

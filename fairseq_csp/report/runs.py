@@ -21,7 +21,9 @@ from fairseq_csp.report.records import (
 from fairseq_csp.train_lra import RESULT
 
 BEST, LAST, COMMANDS = "checkpoint_best.pt", "checkpoint_last.pt", "command.jsonl"
-FINISHED, NOT_TESTED = "finished", "not tested"
+FINISHED, NOT_TESTED, STAGE = "finished", "not tested", "stage of a run"
+# where a run of several stages keeps those before the last one
+STAGES = "stages"
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -48,7 +50,8 @@ class Run:
 
     Attributes:
         path: its directory, or its log where there is no directory.
-        status: ``finished`` (trained and tested), ``not tested`` (trained), or in words what else.
+        status: ``finished`` (trained and tested), ``not tested`` (trained), ``stage of a run``
+            (trained, and another training began with its weights), or in words what else.
         data: directory of its data.
         generated: its data is generated or limited, as the data's ``summary.json`` tells.
         architecture: name of the architecture.
@@ -229,14 +232,15 @@ def _whole_run(
         "valid": log.curves.get("valid", {}),
     }
     history = state.values.get("optimizer_history") or [{}]
-    done = Fields(history[-1], "optimizer_history").whole("num_updates") or 0
-    updates = max([done, *(update for curve in curves.values() for update in curve)])
+    in_checkpoint = Fields(history[-1], "optimizer_history").whole("num_updates") or 0
+    updates = max([in_checkpoint, *(update for curve in curves.values() for update in curve)])
+    done = _status(log, config, status, updates)
     model = config.fields("model")
     classes = model.whole("sentence_class_num", 1)
     data = config.fields("task").text("data")
     return Run(
         path=path,
-        status=_status(log, config, status, updates),
+        status=STAGE if done == NOT_TESTED and _is_stage(path) else done,
         data=data,
         generated=_is_generated(data),
         architecture=model.text("_name") or "?",
@@ -254,6 +258,10 @@ def _whole_run(
         curves=curves,
         start=start,
     )
+
+
+def _is_stage(path: Path) -> bool:
+    return path.parent.name == STAGES and (path.parent.parent / COMMANDS).is_file()
 
 
 def _is_generated(data: str | None) -> bool:

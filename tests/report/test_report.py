@@ -228,6 +228,26 @@ def test_runs_that_did_not_end_are_listed_as_such(runs, capsys):
     assert [row["seeds"] for row in table(text, "Results")] == ["1"]
 
 
+def test_the_stages_of_a_run_are_no_results_of_their_own(runs, capsys):
+    whole = another(runs, "whole", accuracy=50.0)
+    (whole / "command.jsonl").write_text('{"started": "now"}\n')
+    shutil.copytree(runs / "seed-1", whole / "stages" / "1-short")
+    # a directory of that name elsewhere holds runs as any other does
+    (runs / "seed-1").rename(runs / "stages")
+    (runs / "stages" / "seed-2").mkdir()
+    (runs / "stages" / "checkpoint_last.pt").rename(runs / "stages/seed-2/checkpoint_last.pt")
+    (runs / "stages" / "checkpoint_best.pt").unlink()
+    (runs / "stages" / "train.log").rename(runs / "stages/seed-2/train.log")
+    text = report(capsys, runs)
+    states = {row["run"].rpartition("/")[2]: row["status"] for row in table(text, "Runs")}
+    expected = {"1-short": "stage of a run", "seed-2": "not tested", "whole": "finished"}
+    assert states == expected
+    assert main([str(whole), "--test"]) == 0
+    capsys.readouterr()
+    (row,) = table(report(capsys, whole), "Results")
+    assert row["test %"] == "50.00"
+
+
 @pytest.mark.parametrize("content", ["", '{"started": "no', '{"words": []}\n{"wor', "[]", "\xff"])
 @pytest.mark.parametrize("name", ["command.jsonl", "result.json"])
 def test_a_run_with_a_damaged_record_is_listed_as_such(runs, capsys, name, content):
