@@ -131,6 +131,11 @@ def accuracy(family: str, attention: str | None, dataset: str) -> str:
     return f"{found} ({model})" if found else ""
 
 
+def of_attention(name: str) -> list[str]:
+    """Return the published models that are a Transformer with an attention function."""
+    return [model for (_, attention), model in _BESIDE.items() if attention == name]
+
+
 def table() -> tuple[list[str], list[list[str]]]:
     """Return the head and the rows of the table of all models."""
     rows = [
