@@ -61,6 +61,8 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
         "default": {},
     },
     "performer": {"": {"features": 10}, "relu": {"features": 6, "kernel": "relu"}},
+    "kernel_rpe": {"": {"features": 5}, "raw": {"features": 5, "normalise": "off"}},
+    "linformer": {"": {"size": 4}, "shared": {"size": 3, "share": True}},
     "csp": {"pairs": {}, "full": {"group_size": "full", "shift": "linear"}},
 }
 
@@ -179,6 +181,7 @@ GOLDEN: dict[str, Golden] = {
     "performer": Golden(
         options=lambda given: {"features": given["features"], "kernel": given["kernel"]}
     ),
+    "linformer": Golden(options=lambda given: {"size": given["k"]}, parameters={"projection": "E"}),
     "local": Golden(options=lambda given: {key: given[key] for key in ("window", "global")}),
     "longformer": Golden(
         options=lambda given: {key: given[key] for key in ("window", "global")},

@@ -8,6 +8,7 @@ import torch
 from fairseq_csp.errors import UserError
 from fairseq_csp.modules.attention._features import draw_projection
 from fairseq_csp.modules.attention.combiner import nearest_power
+from fairseq_csp.modules.lengths import SequenceLengths
 from fairseq_csp.modules.standalone import build_attention
 from tests.mixers.rows import assert_equal_to_formula, make, rows_of
 
@@ -21,7 +22,7 @@ def test_linear():
     assert_equal_to_formula("linear", formula)
 
 
-@pytest.mark.parametrize("name", ["linear", "performer", "combiner"])
+@pytest.mark.parametrize("name", ["linear", "performer", "combiner", "kernel_rpe"])
 def test_constants_are_kept(name):
     """All values of 1 give 1 where the weights sum to 1 (but for linear's eps)."""
     module = build_attention(name, value_dim=4, query_dim=6, heads=2, max_positions=12).double()
@@ -204,15 +205,158 @@ def test_errors():
     for name, option in (
         ("combiner", "segment"),
         ("performer", "features"),
+        ("kernel_rpe", "features"),
+        ("linformer", "size"),
     ):
-        with pytest.raises(
-            UserError, match=f"--{name}-{option} is 0; .* at least 1".replace("_", "-")
-        ):
+        flag = f"--{name}-{option}".replace("_", "-")
+        with pytest.raises(UserError, match=f"{flag} is 0; it must be at least 1"):
             build_attention(name, value_dim=2, max_positions=4, **{option: 0})
-    for name in ("combiner",):
+    for name in ("combiner", "kernel_rpe", "linformer"):
         with pytest.raises(UserError, match=f"{name} needs max_positions"):
             build_attention(name, value_dim=2)
     with pytest.raises(UserError, match="--performer-redraw is -1; it must be at least 0"):
         build_attention("performer", value_dim=2, redraw=-1)
     with pytest.raises(UserError, match="--combiner-pool is 'min'; it must be one of max, mean"):
         build_attention("combiner", value_dim=2, max_positions=4, pool="min")
+
+
+def kernel_rpe(q, k, v, b, attention, head):
+    n, reach = len(q), attention.reach
+    if attention.options.normalise:
+        q, k = q / q.norm(dim=1, keepdim=True), k / k.norm(dim=1, keepdim=True)
+    f = [(x @ attention.projection.T - x.square().sum(1, keepdim=True) / 2).exp() for x in (q, k)]
+    numbers = attention.rpe[head]
+    decay = torch.stack([numbers[reach - 1 - i : reach - 1 - i + n] for i in range(n)]).exp()
+    weights = decay * (f[0] @ f[1].T)
+    return weights @ v / weights.sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+def test_kernel_rpe(normalise):
+    assert_equal_to_formula("kernel_rpe", kernel_rpe, features=7, normalise=normalise)
+
+
+@pytest.mark.parametrize("n", [1, 2, 31, 32, 33, 100])
+def test_kernel_rpe_of_any_length(n):
+    assert_equal_to_formula("kernel_rpe", kernel_rpe, rows=(n,), features=3, max_positions=101)
+
+
+def test_kernel_rpe_in_float32():
+    module = make("kernel_rpe", value_dim=8, query_dim=16, max_positions=500)
+    inputs = [x.transpose(1, 2) for x in rows_of(500, [8, 16, 16])]
+    lengths = SequenceLengths((500,), 500, torch.device("cpu"))
+    exact = module(inputs[0], lengths, *inputs[1:])
+    found = module.float()(inputs[0].float(), lengths, *(x.float() for x in inputs[1:]))
+    assert (found - exact).abs().max() < 1e-5 * exact.abs().max()
+
+
+def test_kernel_rpe_without_distances_is_performer_on_unit_vectors(monkeypatch):
+    monkeypatch.setattr("fairseq_csp.modules.attention.performer.SOFTMAX_EPS", 0)
+    values, queries, keys = rows_of(9, [6, 8, 8])
+    module = build_attention("kernel_rpe", value_dim=6, query_dim=8, heads=2, max_positions=9)
+    performer = build_attention("performer", value_dim=6, query_dim=8, heads=2, features=64)
+    torch.nn.init.zeros_(module.rpe)
+    performer.projection.copy_(module.projection)
+    # performer divides by the fourth root of the width
+    unit = [
+        torch.nn.functional.normalize(x.unflatten(2, (2, 4)), dim=3).flatten(2) * 4**0.25
+        for x in (queries, keys)
+    ]
+    torch.testing.assert_close(
+        module.double()(values, None, queries, keys),
+        performer.double()(values, None, *unit),
+        rtol=0,
+        atol=1e-12,
+    )
+
+
+def test_kernel_rpe_sees_differences_of_distances_only():
+    module = build_attention("kernel_rpe", value_dim=6, heads=2, max_positions=9).double()
+    torch.nn.init.normal_(module.rpe)
+    values, queries, keys = rows_of(9, [6, 6, 6])
+    before = module(values, None, queries, keys)
+    with torch.no_grad():
+        module.rpe += torch.tensor([[700.0], [-3.0]])
+    torch.testing.assert_close(module(values, None, queries, keys), before)
+
+
+def test_kernel_rpe_of_a_vector_of_zeros():
+    module = build_attention("kernel_rpe", value_dim=4, max_positions=5).double()
+    values, queries, keys = (x.requires_grad_() for x in rows_of(5, [4, 4, 4]))
+    with torch.no_grad():
+        queries[0, 1] = keys[0, 3] = 0
+    out = module(values, None, queries, keys)
+    for grad in torch.autograd.grad(out.sum(), (values, queries, keys)):
+        assert grad.isfinite().all() and grad.abs().max() < 100
+
+
+def test_kernel_rpe_some_features_at_a_time(monkeypatch):
+    module = build_attention("kernel_rpe", value_dim=6, heads=2, max_positions=9).double()
+    inputs = [x.requires_grad_() for x in rows_of(9, [6, 6, 6], rows=2)]
+    sources = [*inputs, module.rpe]
+    lengths = torch.tensor([9, 4])
+    whole = module(inputs[0], lengths, *inputs[1:])
+    expected = torch.autograd.grad(whole.square().sum(), sources)
+    monkeypatch.setattr("fairseq_csp.modules.attention.kernel_rpe.MOST_PRODUCTS", 2000)
+    parts = module(inputs[0], lengths, *inputs[1:])
+    torch.testing.assert_close(parts, whole)
+    torch.testing.assert_close(torch.autograd.grad(parts.square().sum(), sources), expected)
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_linformer(share):
+    def formula(q, k, v, b, attention, head):
+        e = attention.projection[0 if share else head][:, : len(q)]
+        return (q @ (e @ k).T / math.sqrt(q.size(1))).softmax(1) @ (e @ v)
+
+    assert_equal_to_formula("linformer", formula, size=6, share=share)
+
+
+def test_linformer_without_compression_is_softmax():
+    values, queries, keys = rows_of(9, [6, 4, 4])
+    module = build_attention(
+        "linformer", value_dim=6, query_dim=4, heads=2, max_positions=9, size=9
+    ).double()
+    with torch.no_grad():
+        module.projection.copy_(torch.eye(9))
+    softmax = build_attention("softmax", value_dim=6, query_dim=4, heads=2)
+    torch.testing.assert_close(
+        module(values, None, queries, keys),
+        softmax(values, None, queries, keys),
+        rtol=0,
+        atol=1e-12,
+    )
+
+
+def test_linformer_learns_only_where_there_are_positions():
+    module = build_attention("linformer", value_dim=4, max_positions=12, size=5).double()
+    values, queries, keys = rows_of(9, [4, 4, 4], rows=2)
+    module(values, torch.tensor([7, 4]), queries, keys).square().sum().backward()
+    assert module.projection.grad[:, :, 7:].eq(0).all()
+    assert module.projection.grad[:, :, :7].ne(0).all()
+
+
+@pytest.mark.parametrize(("name", "part"), [("linformer", "projection"), ("kernel_rpe", "bias")])
+def test_a_row_that_is_too_long(name, part):
+    module = build_attention(name, value_dim=4, max_positions=5)
+    x = torch.zeros(1, 7, 4)
+    module(x, torch.tensor([5]), x, x)
+    with pytest.raises(UserError, match=f"a row has 6 positions, but {name}'s {part} reaches only"):
+        module(x, torch.tensor([6]), x, x)
+
+
+def test_parameters():
+    """Names and shapes are those under which published weights are given."""
+    shapes = {
+        name: {key: tuple(value.shape) for key, value in made.state_dict().items()}
+        for name in ("linear", "cosformer", "performer", "combiner", "kernel_rpe", "linformer")
+        for made in [build_attention(name, value_dim=24, query_dim=32, heads=4, max_positions=50)]
+    }
+    assert shapes == {
+        "linear": {},
+        "cosformer": {},
+        "performer": {"projection": (256, 8)},
+        "combiner": {},
+        "kernel_rpe": {"rpe": (4, 99), "projection": (64, 8)},
+        "linformer": {"projection": (4, 256, 50)},
+    }

@@ -22,15 +22,15 @@ def mix_features(queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor,
 
 
 def divide(mixed: Tensor, total: Tensor, lengths: SequenceLengths) -> Tensor:
-    """Divide sums by those of their weights, which are 0 in a row without valid positions.
+    """Divide sums by those of their weights, which may be 0 at padded positions.
 
     Args:
         mixed: (batch, channels, positions).
         total: (batch, 1, positions).
         lengths: valid positions of each row.
     """
-    if 0 in lengths.host:
-        total = total.masked_fill(lengths.tensor[:, None, None] == 0, 1)
+    if not lengths.full:
+        total = total.masked_fill(~lengths.mask, 1)
     return mixed / total
 
 
