@@ -72,18 +72,15 @@ class ImageCrossEntropyCriterion(LRACrossEntropyCriterion):
             loss = loss.sum()
         images = target.size(0)
         best = logits.topk(min(TOP, logits.size(1)), dim=1).indices == target[:, None]
-        return (
-            loss,
-            images,
-            {
-                "loss": loss.detach(),
-                "ncorrect": (logits.argmax(1) == target).sum(),
-                "ncorrect5": best.sum(),
-                "ntokens": sample["ntokens"],
-                "nsentences": images,
-                "sample_size": images,
-            },
-        )
+        log = {
+            "loss": loss.detach(),
+            "ncorrect": (logits.argmax(1) == target).sum(),
+            "ncorrect5": best.sum(),
+            "ntokens": sample["ntokens"],
+            "nsentences": images,
+            "sample_size": images,
+        }
+        return self.add_auxiliary_loss(model, loss, log), images, log
 
     @staticmethod
     def reduce_metrics(logging_outputs: list[dict]) -> None:

@@ -1,13 +1,16 @@
 """Cross entropy and accuracy of a classification."""
 
 import math
+from collections.abc import Callable
 
 import torch.nn.functional as F
 from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
 from fairseq.models import BaseFairseqModel
-from torch import Tensor
+from torch import Tensor, nn
+
+from fairseq_csp.modules.attention import auxiliary_loss
 
 
 @register_criterion("lra_cross_entropy", dataclass=FairseqDataclass)
@@ -20,7 +23,8 @@ class LRACrossEntropyCriterion(FairseqCriterion):
         """Compute the loss of a batch.
 
         Args:
-            model: called with ``sample["net_input"]``; gives logits (batch, classes).
+            model: called with ``sample["net_input"]``; gives logits (batch, classes). What
+                its attention functions want added to the loss is, and is logged by itself.
             sample: ``target`` holds the classes, (batch,) or (batch, 1) int64.
             reduce: sum the loss over the batch.
 
@@ -32,17 +36,30 @@ class LRACrossEntropyCriterion(FairseqCriterion):
         target = sample["target"].view(-1)
         loss = F.cross_entropy(logits.float(), target, reduction="sum" if reduce else "none")
         examples = target.size(0)
-        return (
-            loss,
-            examples,
-            {
-                "loss": loss.detach(),
-                "ncorrect": (logits.argmax(1) == target).sum(),
-                "ntokens": sample["ntokens"],
-                "nsentences": examples,
-                "sample_size": examples,
-            },
-        )
+        log = {
+            "loss": loss.detach(),
+            "ncorrect": (logits.argmax(1) == target).sum(),
+            "ntokens": sample["ntokens"],
+            "nsentences": examples,
+            "sample_size": examples,
+        }
+        loss = self.add_auxiliary_loss(model, loss, log)
+        return loss, examples, log
+
+    @staticmethod
+    def add_auxiliary_loss(model: Callable[..., Tensor], loss: Tensor, log: dict) -> Tensor:
+        """Add what a model's attention functions want added, to the loss of each example.
+
+        Args:
+            model: after its forward pass; a plain function, as benchmarks have it, wants nothing.
+            loss: summed or (batch,).
+            log: what to log, with ``sample_size``; what is added is put into it.
+        """
+        auxiliary = auxiliary_loss(model) if isinstance(model, nn.Module) else None
+        if auxiliary is None:
+            return loss
+        log["auxiliary_loss"] = auxiliary.detach() * log["sample_size"]
+        return loss + auxiliary * (1 if loss.dim() else log["sample_size"])
 
     @staticmethod
     def reduce_metrics(logging_outputs: list[dict]) -> None:
@@ -55,6 +72,9 @@ class LRACrossEntropyCriterion(FairseqCriterion):
         examples = total("sample_size")
         if examples:
             metrics.log_scalar("loss", total("loss") / examples / math.log(2), examples, round=3)
+            if any("auxiliary_loss" in log for log in logging_outputs):
+                auxiliary = total("auxiliary_loss") / examples
+                metrics.log_scalar("auxiliary_loss", auxiliary, examples, round=5)
             metrics.log_scalar("accuracy", 100 * total("ncorrect") / examples, examples, round=3)
 
     @staticmethod

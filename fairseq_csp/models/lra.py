@@ -32,6 +32,7 @@ from fairseq_csp.models.length_buckets import length_buckets
 from fairseq_csp.models.loading import CheckpointLoading
 from fairseq_csp.models.tpu import take_back_tpu
 from fairseq_csp.modules import attention as attention_functions
+from fairseq_csp.modules.attention import start_batch
 from fairseq_csp.modules.lengths import SequenceLengths
 from fairseq_csp.modules.moving_average import shared_kernels
 from fairseq_csp.modules.norms import BATCH_NORMS
@@ -167,6 +168,7 @@ class LRAModel(CheckpointLoading, BaseFairseqModel):
         Returns:
             Logits (batch, classes).
         """
+        start_batch(self)
         with shared_kernels(self.encoder):
             vectors = self.encoder(src_tokens, src_lengths)
             if src1_tokens is not None:

@@ -25,6 +25,7 @@ from fairseq_csp.modules.attention import (
     HeadAttention,
     attention_class,
     make_attention,
+    start_batch,
 )
 from fairseq_csp.modules.lengths import SequenceLengths
 from fairseq_csp.ops.dropout import dropout
@@ -344,6 +345,7 @@ class ViTModel(CheckpointLoading):
                 f"images must be (batch, {', '.join(map(str, expected))}), got "
                 f"{tuple(images.shape)}"
             )
+        start_batch(self)
         x = self.to_patch_embedding(images)
         if self.cfg.sen_rep_type == "cls":
             x = torch.cat([self.cls_token.expand(x.size(0), -1, -1), x], dim=1)

@@ -85,6 +85,7 @@ class _PositionsFirst:
     """Turns the layout of a function's tensors, which is (batch, channels, positions)."""
 
     def _lengths(self, x: Tensor, lengths: Tensor | None) -> SequenceLengths:
+        self.start_batch()
         if x.dim() != 3 or x.size(2) != self.context.value_dim:
             raise ValueError(
                 f"{self.name} takes (batch, positions, {self.context.value_dim}), got "

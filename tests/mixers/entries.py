@@ -3,6 +3,7 @@
 An entry that is not named here is tested as it is by default, at linear cost.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +24,11 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
     },
     "dgqa": {"": {"heads": 4}},
     "sqa": {"": {"heads": 4}, "symmetric": {"heads": 4, "queries": 2, "keys": 2}},
+    "moh": {
+        "": {"heads": 4},
+        "many": {"heads": 4, "shared": 2, "routed": 1},
+        "none-shared": {"heads": 4, "shared": 0},
+    },
     "fnet": {"both-axes": {}, "positions": {"channels": "off", "norm": "none"}},
     "s4d": {"two-way": {"state": 6}, "one-way": {"state": 6, "two_way": "off"}},
     "nystrom": {"": {"landmarks": 4, "conv": 5}, "no-conv": {"landmarks": 4, "conv": 0}},
@@ -69,6 +75,7 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
 # their time grows with the square of the length
 QUADRATIC = {"gqa", "kdgqa", "dgqa", "sqa", "softmax", "relu2", "laplace", "sigmoid", "urpe"}
 QUADRATIC |= {"cga", "sinkformer", "synthesizer", "gmlp"}
+QUADRATIC = {"moh", "gqa", "kdgqa", "dgqa", "sqa", "softmax", "relu2", "laplace", "sigmoid", "urpe"}
 
 # what gradcheck may differ by where a part of an entry carries no gradient by definition
 NUMERICAL: dict[str, float] = {"performer": 1e-3}
@@ -123,6 +130,10 @@ def _s4d_kernels(theirs: Mapping[str, Tensor]) -> Tensor:
     return torch.stack([theirs[name] for name in names])
 
 
+def _third(name: str, index: int, theirs: Mapping[str, Tensor]) -> Tensor:
+    return theirs[name].chunk(3)[index]
+
+
 _GROUPED = Golden(
     options=lambda given: {f"{given['kind']}_heads": given["key_heads"]},
     parameters={
@@ -132,7 +143,21 @@ _GROUPED = Golden(
     },
 )
 
+_GATED = Golden(
+    options=lambda given: {key: given[key] for key in ("shared", "routed")},
+    parameters={
+        "out_proj.weight": "proj.weight",
+        "out_proj.bias": "proj.bias",
+        **{
+            f"{role}_proj.{kind}": functools.partial(_third, f"qkv.{kind}", index)
+            for index, role in enumerate("qkv")
+            for kind in ("weight", "bias")
+        },
+    },
+)
+
 GOLDEN: dict[str, Golden] = {
+    "moh": _GATED,
     "gqa": _GROUPED,
     "kdgqa": _GROUPED,
     "sqa": Golden(

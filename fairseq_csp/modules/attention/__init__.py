@@ -21,10 +21,12 @@ from fairseq_csp.modules.attention._base import (
     QueryKeyAttention,
     ValueAttention,
     WideAttention,
+    auxiliary_loss,
     check_counts,
     flag_of,
     option,
     read_options,
+    start_batch,
 )
 
 __all__ = [
@@ -38,12 +40,14 @@ __all__ = [
     "ValueAttention",
     "WideAttention",
     "attention_class",
+    "auxiliary_loss",
     "check_counts",
     "flag_of",
     "make_attention",
     "option",
     "read_options",
     "register_attention",
+    "start_batch",
 ]
 
 ATTENTION_REGISTRY: dict[str, type[AttentionFunction]] = {}

@@ -127,6 +127,16 @@ class AttentionFunction(nn.Module):
             raise UserError(f"{self.name} needs max_positions, the most positions of a row")
         return self.context.max_positions
 
+    def start_batch(self) -> None:
+        """Forget what was kept for a loss; called before a batch passes, in one part or several."""
+
+    def auxiliary_loss(self) -> Tensor | None:
+        """Return the weighted loss that the criterion adds for the batch; None if there is none.
+
+        Of a mean over the layers it is this function's part.
+        """
+        return None
+
     def attention_map(self, *inputs: Any) -> AttentionMaps:
         """Return the weights with which the first row's positions are mixed.
 
@@ -265,6 +275,27 @@ class HeadAttention(AttentionFunction):
             The shape and dtype of ``x``.
         """
         raise NotImplementedError
+
+
+def start_batch(model: nn.Module) -> None:
+    """Tell the attention functions of a model that a batch begins, in one part or several."""
+    for function in _functions_of(model):
+        function.start_batch()
+
+
+def auxiliary_loss(model: nn.Module) -> Tensor | None:
+    """Return the sum of what a model's attention functions want added to the loss of a batch.
+
+    Returns:
+        A scalar; None where there is nothing to add, as in evaluation.
+    """
+    losses = [function.auxiliary_loss() for function in _functions_of(model)]
+    losses = [loss for loss in losses if loss is not None]
+    return torch.stack(losses).sum() if losses else None
+
+
+def _functions_of(model: nn.Module) -> list[AttentionFunction]:
+    return [module for module in model.modules() if isinstance(module, AttentionFunction)]
 
 
 ON_OFF = ("on", "off")
