@@ -161,7 +161,7 @@ def write_html(runs: Sequence[Run], file: Path) -> None:
     if figures:
         # after the results
         figures.insert(0, "<h2>Learning curves</h2>")
-    parts += [*tables[:-2], *figures, *tables[-2:], "<h2>Commands</h2>", *map(_command, runs)]
+    parts += [*tables[:-2], *figures, *tables[-2:], "<h2>Commands</h2>", *map(_commands, runs)]
     page = (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -184,9 +184,11 @@ def _figure(name: str, found: Sequence[Cell]) -> str:
     )
 
 
-def _command(run: Run) -> str:
-    path, command = printable(run.path), printable(run.start.command or NO_COMMAND, most=10_000)
-    return f'<h3 id="{anchor(run)}">{html.escape(path)}</h3>\n<pre>{html.escape(command)}</pre>'
+def _commands(run: Run) -> str:
+    path = html.escape(printable(run.path))
+    commands = run.start.commands or (NO_COMMAND,)
+    lines = "\n".join(html.escape(printable(command, most=10_000)) for command in commands)
+    return f'<h3 id="{anchor(run)}">{path}</h3>\n<pre>{lines}</pre>'
 
 
 def _tables(runs: Sequence[Run]) -> list[Section]:

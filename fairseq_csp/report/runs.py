@@ -33,13 +33,13 @@ class Start:
 
     Attributes:
         time: when, in an order that is that of the texts.
-        command: the ``fairseq-train`` command.
+        commands: the ``fairseq-train`` command, behind those of the stages before it.
         revision: of this repository.
         machine: the GPUs, or the processor where there are none.
     """
 
     time: str = ""
-    command: str = ""
+    commands: tuple[str, ...] = ()
     revision: str = ""
     machine: str = ""
 
@@ -199,7 +199,7 @@ def _told(error: Exception) -> str:
 def _start(record: Fields) -> Start:
     return Start(
         record.text("started") or "",
-        record.text("command") or "",
+        tuple(filter(None, [*record.texts("stages"), record.text("command")])),
         record.text("revision") or "",
         ", ".join(record.texts("gpus")) or record.text("machine") or "",
     )
@@ -235,6 +235,8 @@ def _whole_run(
     in_checkpoint = Fields(history[-1], "optimizer_history").whole("num_updates") or 0
     updates = max([in_checkpoint, *(update for curve in curves.values() for update in curve)])
     done = _status(log, config, status, updates)
+    if done == FINISHED and test is None:
+        done = NOT_TESTED
     model = config.fields("model")
     classes = model.whole("sentence_class_num", 1)
     data = config.fields("task").text("data")

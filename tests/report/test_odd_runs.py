@@ -43,6 +43,8 @@ RESULTS = [
 RECORDS = [
     {"started": 5},
     {"command": ["fairseq-train"]},
+    {"stages": "fairseq-train"},
+    {"stages": [["fairseq-train"]]},
     {"revision": 1.5},
     {"machine": {}},
     {"gpus": "A100"},

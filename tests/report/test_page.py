@@ -38,7 +38,7 @@ def run(family, mixer, dataset, seed, test, speed=1000.0):
         tokens_per_second=speed,
         seconds=60.0,
         curves={"train": points, "valid": points},
-        start=Start(command=f"fairseq-train {dataset} --attention {mixer} --seed {seed}"),
+        start=Start(commands=(f"fairseq-train {dataset} --attention {mixer} --seed {seed}",)),
     )
 
 
@@ -119,7 +119,7 @@ def test_the_page_is_whole(made_up, tmp_path):
     # each seed leads to its command
     assert page.targets == set(page.ids) and len(set(page.ids)) == len(page.ids) == len(made_up)
     for each in made_up:
-        assert f"<pre>{each.start.command}</pre>" in text
+        assert f"<pre>{each.start.commands[0]}</pre>" in text
     # what is sorted by stands in the cells, whatever is shown
     sorts = [float(attrs["data-sort"]) for tag, attrs in page.tags if "data-sort" in attrs]
     assert {47.5, 46.5, 12.0, 4500.0} <= set(sorts)

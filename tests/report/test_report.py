@@ -230,8 +230,9 @@ def test_runs_that_did_not_end_are_listed_as_such(runs, capsys):
 
 def test_the_stages_of_a_run_are_no_results_of_their_own(runs, capsys):
     whole = another(runs, "whole", accuracy=50.0)
-    (whole / "command.jsonl").write_text('{"started": "now"}\n')
-    shutil.copytree(runs / "seed-1", whole / "stages" / "1-short")
+    (whole / "command.jsonl").write_text('{"command": "last", "stages": ["first <a>"]}\n')
+    stage = shutil.copytree(runs / "seed-1", whole / "stages" / "1-short")
+    (stage / "result.json").write_text('{"exit_status": 0}')
     # a directory of that name elsewhere holds runs as any other does
     (runs / "seed-1").rename(runs / "stages")
     (runs / "stages" / "seed-2").mkdir()
@@ -246,6 +247,8 @@ def test_the_stages_of_a_run_are_no_results_of_their_own(runs, capsys):
     capsys.readouterr()
     (row,) = table(report(capsys, whole), "Results")
     assert row["test %"] == "50.00"
+    assert main([str(whole), "--out", str(runs / "report.html")]) == 0
+    assert "<pre>first &lt;a&gt;\nlast</pre>" in (runs / "report.html").read_text()
 
 
 @pytest.mark.parametrize("content", ["", '{"started": "no', '{"words": []}\n{"wor', "[]", "\xff"])
