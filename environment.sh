@@ -7,6 +7,12 @@
 # shellcheck disable=SC2034
 TEST_MODULES=(hypothesis matplotlib mypy packaging psutil pytest ruff xdist)
 
+check_python() { # whether python3 is one that is supported; if not, say so
+    python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && return
+    echo "python3 must be Python 3.10 or newer, with its venv module" >&2
+    return 1
+}
+
 has_modules() { # INTERPRETER MODULE...: whether it finds them from any directory
     local python=$1
     shift
@@ -16,18 +22,44 @@ from importlib.util import find_spec
 sys.exit(not all(find_spec(name) for name in sys.argv[1:]))' "$@") >/dev/null 2>&1
 }
 
+# as `python -m MODULE` by `python -c "$LAUNCH" "$ROOT" MODULE`, but blind to the modules that lie
+# where it is called
+# shellcheck disable=SC2034
+LAUNCH='import runpy, sys
+sys.path[0] = sys.argv[1]
+sys.argv[:3] = sys.argv[2:3]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)'
+
+supervised() { # COMMAND...: run it; when this shell ends, so does all that it started
+    python3 -c "$LAUNCH" "$ROOT" fairseq_csp.supervise "$BASHPID" INT "$@" &
+    local watcher=$! status=0
+    trap 'kill "$watcher"; wait "$watcher"; exit 130' INT TERM HUP
+    wait "$watcher" || status=$?
+    trap - INT TERM HUP
+    return "$status"
+}
+
 make_environment() { # INTERPRETER DIRECTORY EXTRA: a virtual environment with the package in it
     local python=$2/bin/python
-    "$1" -m venv "$2" || return
+    supervised "$1" -m venv "$2" || return
     if "$python" -c 'import sys; sys.exit(sys.version_info >= (3, 11))'; then
         # fairseq 0.12.2 names its requirements in a way that later ones refuse
-        "$python" -m pip install --quiet 'pip<24.1' || return
+        supervised "$python" -m pip install --quiet 'pip<24.1' || return
     fi
-    "$python" -m pip install --quiet --no-deps --require-hashes --requirement "$ROOT/fairseq.txt" &&
-        "$python" -m pip install --quiet --constraint "$ROOT/constraints.txt" --editable "$ROOT$3"
+    supervised "$python" -m pip install --quiet --no-deps --require-hashes \
+        --requirement "$ROOT/fairseq.txt" &&
+        supervised "$python" -m pip install --quiet --constraint "$ROOT/constraints.txt" \
+            --editable "$ROOT$3"
 }
 
 find_or_make_environment() {
+    local here=$PWD status=0
+    # modules that lie where this is called are not looked at
+    cd "$ROOT" && in_root_find_or_make_environment "$@" || status=$?
+    cd "$here" && return "$status"
+}
+
+in_root_find_or_make_environment() {
     local extra=$1
     shift
     local modules=(fairseq torch fairseq_csp "$@")
@@ -36,10 +68,7 @@ find_or_make_environment() {
     PYTHON=$ROOT/.venv/bin/python
     has_modules "$PYTHON" "${modules[@]}" && return
 
-    if ! python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
-        echo "python3 must be Python 3.10 or newer, with its venv module" >&2
-        return 1
-    fi
+    check_python || return
     echo "Setting up $ROOT/.venv (once): about a minute, or 5 to 9 where fairseq has to be compiled."
     make_environment python3 "$ROOT/.venv" "$extra"
 }

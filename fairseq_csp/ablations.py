@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fairseq_csp.errors import UserError
 from fairseq_csp.flags import positive
-from fairseq_csp.recipes import ROOT
+from fairseq_csp.recipes.flags import ROOT
 from fairseq_csp.report.pages import markdown_report
 from fairseq_csp.report.runs import COMMANDS, find_runs, read_record
 from fairseq_csp.train_lra import RESULT
@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> int:
     for seed in range(args.seeds):
         for name, (attention, flags) in variants.items():
             run = args.out / name / f"seed-{seed}"
-            words = [
+            asked = [
                 "model_name=mega",
                 f"dataset_name={args.dataset}",
                 "preset=demo",
@@ -65,25 +65,27 @@ def main(arguments: list[str]) -> int:
                 *([f"data_dir={args.data.absolute()}"] if args.data else []),
                 *["--", *flags, *extra],
             ]
-            status = _train(run, words)
+            status = _train(run, asked)
             if status:
                 return status
     sys.stdout.write(markdown_report(find_runs(args.out / name for name in variants)))
     return 0
 
 
-def _train(run: Path, words: list[str]) -> int:
+def _train(run: Path, arguments: list[str]) -> int:
     """Train and test a run, or go on with it, unless it is finished."""
     record = read_record(run / COMMANDS)
-    if record and record.get("words") != words:
-        made_with = " ".join(record.get("words") or [f"none in {COMMANDS}"])
+    # earlier revisions wrote "words"
+    before = record.get("arguments") or record.get("words")
+    if record and before != arguments:
+        made_with = " ".join(before or [f"none in {COMMANDS}"])
         raise UserError(
-            f"{run} was made with other words ({made_with}): choose another --out, or remove it"
+            f"{run} was made with other arguments ({made_with}): choose another --out, or remove it"
         )
     if read_record(run / RESULT).get("exit_status") == 0:
         logger.info(f"{run} is finished")
         return 0
-    command = [sys.executable, "-m", "fairseq_csp.train_lra", *words]
+    command = [sys.executable, "-m", "fairseq_csp.train_lra", *arguments]
     return subprocess.run(command, cwd=ROOT, stdout=sys.stderr).returncode
 
 

@@ -4,7 +4,7 @@ python -m fairseq_csp.train_lra model_name=mega dataset_name=listops preset=demo
 """
 
 import contextlib
-import ctypes
+import errno
 import fcntl
 import json
 import logging
@@ -12,32 +12,63 @@ import os
 import platform
 import re
 import shlex
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TextIO
+from typing import Any
 
 import torch
 
+from fairseq_csp import supervise
+from fairseq_csp.datasets import DATASETS
 from fairseq_csp.errors import UserError
 from fairseq_csp.files import write_whole
-from fairseq_csp.recipes import ROOT, Choice, flags, parse_words, recipe
+from fairseq_csp.processor import has_bfloat16
+from fairseq_csp.recipes.arguments import Choice, Known, parse_arguments
+from fairseq_csp.recipes.flags import ROOT, flags
+from fairseq_csp.recipes.lra import stages
+from fairseq_csp.recipes.recipe import LAST_DATA, Recipe, Stage
+from fairseq_csp.report.records import read_record
 
 logger = logging.getLogger("train_lra")
 USER_DIR = str(ROOT / "fairseq_csp")
-# how a run ended, written into its directory
-RESULT = "result.json"
+# how a run ended, and how it was started, written into its directory
+RESULT, COMMANDS = "result.json", "command.jsonl"
+# where the stages before the last one stand in it
+STAGES = "stages"
+# flags that change nothing of what is trained
+_OF_NO_EFFECT = {
+    *("--save-dir", "--tensorboard-logdir", "--log-file", "--log-format", "--log-interval"),
+    *("--num-workers", "--no-progress-bar", "--finetune-from-model"),
+    *("--save-interval-updates", "--keep-interval-updates", "--no-epoch-checkpoints"),
+}
 
 
-def main(words: list[str]) -> int:
+@dataclass(frozen=True)
+class Training:
+    """One fairseq-train that a run consists of.
+
+    Attributes:
+        stage: what of the recipe it trains.
+        data: directory of its data.
+        values: its flags, those that name files of the run left out.
+    """
+
+    stage: Stage
+    data: Path
+    values: list[str]
+
+
+def main(arguments: list[str]) -> int:
     """Prepare the data, train, and test the best checkpoint.
 
     Args:
-        words: those of ``train_lra.sh``.
+        arguments: those of ``train_lra.sh``.
 
     Returns:
         The exit status: that of the first step that failed, else 0.
@@ -46,40 +77,61 @@ def main(words: list[str]) -> int:
         UserError: something that was asked for cannot be done.
     """
     try:
-        choice = parse_words(words)
+        choice = _choice(arguments)
     except ValueError as error:
         sys.stderr.write(f"train_lra.sh: {error} (--help tells more)\n")
         return 2
     gpus = _gpus(choice)
-    data = _data_directory(choice)
-    if not data.exists():
-        status = _prepare(choice, data)
+    trainings = _trainings(choice, gpus)
+    # the others may take the dictionaries of the last one's data
+    for training in (trainings[-1], *trainings[:-1]):
+        status = 0 if training.data.exists() else _prepare(choice, training, trainings[-1].data)
         if status:
             return status
-    values = _training_flags(choice, gpus)
     if not gpus and choice.preset != "demo":
-        _say_how_long(data, values)
-    run = _run_directory(choice, values)
-    command = [
-        _tool("fairseq-train"),
-        str(data),
-        *("--save-dir", str(run)),
-        *("--tensorboard-logdir", str(run / "tensorboard")),
-        *("--log-file", str(run / "train.log")),
-        *values,
-    ]
-    logger.info(shlex.join(command))
+        _say_how_long(trainings)
+    last = trainings[-1]
+    run = _run_directory(choice, last.values)
+    commands = _commands(trainings, run)
     with _reserved(run) as record:
-        _write_down(record, words, command)
-        (run / RESULT).unlink(missing_ok=True)
-        status = subprocess.run(command, preexec_fn=_end_with_parent).returncode
+        changed = _changed(run, commands)
+        _write_down(record, arguments, commands, changed)
+        try:
+            (run / RESULT).unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(f"{run / RESULT} cannot be removed ({error.strerror})") from None
+        status = _train(run, commands)
         if status:
-            _write_result(run, {"exit_status": status})
             return status
-        status = evaluate(data, run, _last(values, "--batch-size") or "32", "--cpu" in values)
+        status = evaluate(
+            last.data,
+            run,
+            _last(last.values, "--batch-size") or "32",
+            "--cpu" in last.values,
+            user_dir=_user_dir(choice),
+        )
     if not status:
-        _say_result(data, run, values)
+        _say_result(last.data, run, last.values)
     return status
+
+
+def _choice(arguments: Sequence[str]) -> Choice:
+    """Read the arguments; with a user directory, by the names that it registers."""
+    choice = parse_arguments(arguments)
+    if choice.user_dir is None:
+        return choice
+    from fairseq import utils
+
+    utils.import_user_module(Namespace(user_dir=_user_dir(choice)))
+    from fairseq_csp.models.family import FAMILY_REGISTRY
+    from fairseq_csp.modules.attention import ATTENTION_REGISTRY
+
+    names = (FAMILY_REGISTRY, ATTENTION_REGISTRY, DATASETS)
+    return parse_arguments(arguments, Known(*(tuple(sorted(known)) for known in names)))
+
+
+def _user_dir(choice: Choice) -> str:
+    return str(Path(choice.user_dir).absolute()) if choice.user_dir else USER_DIR
 
 
 def _gpus(choice: Choice) -> int:
@@ -91,59 +143,78 @@ def _gpus(choice: Choice) -> int:
     return choice.gpus
 
 
-def _data_directory(choice: Choice) -> Path:
+def _trainings(choice: Choice, gpus: int) -> list[Training]:
+    """Return the trainings of a run, most often one."""
+    return [
+        Training(stage, _data_directory(choice, stage), _training_flags(choice, gpus, stage.recipe))
+        for stage in stages(choice.model_name, choice.dataset_name, choice.preset)
+    ]
+
+
+def _data_directory(choice: Choice, stage: Stage) -> Path:
     # absolute, so that no name can be taken for a flag
+    data = ROOT / "lra_data" / choice.data_name
     if choice.data_dir:
-        return Path(choice.data_dir).absolute()
-    return ROOT / "lra_data" / choice.data_name
+        data = Path(choice.data_dir).absolute()
+    return data.with_name(f"{data.name}-{stage.data}") if stage.data else data
 
 
-def _prepare(choice: Choice, data: Path) -> int:
-    logger.info(f"{data} is not there: preparing it")
-    command = [sys.executable, "-m", "preprocess", choice.dataset_name, "--out", str(data)]
+def _prepare(choice: Choice, training: Training, last: Path) -> int:
+    logger.info(f"{training.data} is not there: preparing it")
+    command = [sys.executable, "-m", "preprocess"]
+    if choice.user_dir:
+        command += ["--user-dir", _user_dir(choice)]
+    command += [choice.dataset_name, "--out", str(training.data)]
+    command += [part.replace(LAST_DATA, str(last)) for part in training.stage.preparation]
     if choice.preset == "demo":
         command.append("--demo")
-    return subprocess.run(command, cwd=ROOT, preexec_fn=_end_with_parent).returncode
+    return supervise.run(command, cwd=ROOT).returncode
 
 
-def _training_flags(choice: Choice, gpus: int) -> list[str]:
-    values = ["--user-dir", USER_DIR]
-    values += flags(choice.model_name, choice.dataset_name, choice.preset, choice.attention)
+def _training_flags(choice: Choice, gpus: int, recipe: Recipe) -> list[str]:
+    values = ["--user-dir", _user_dir(choice)]
+    values += flags(choice.model_name, choice.dataset_name, recipe, choice.attention)
     values += ["--seed", str(choice.seed)]
     values += ["--distributed-world-size", str(gpus)] if gpus else ["--cpu"]
+    if recipe.bfloat16 and not gpus and has_bfloat16():
+        values.append("--bf16")
     if not sys.stderr.isatty():
         values += ["--log-format", "simple"]
     if choice.preset == "demo":
         values += ["--log-interval", "20"]
     if gpus > 1:
-        values += _shared_out(choice, gpus)
+        values += _shared_out(recipe, gpus)
     return [*values, *choice.extra]
 
 
-def _shared_out(choice: Choice, gpus: int) -> list[str]:
+def _shared_out(recipe: Recipe, gpus: int) -> list[str]:
     """Keep the examples of an update what they are on one GPU."""
-    values = recipe(choice.model_name, choice.dataset_name, choice.preset)
-    if values.accumulate % gpus == 0:
-        return ["--update-freq", str(values.accumulate // gpus)]
-    if values.batch % gpus == 0:
-        return ["--batch-size", str(values.batch // gpus)]
+    if recipe.accumulate % gpus == 0:
+        return ["--update-freq", str(recipe.accumulate // gpus)]
+    if recipe.batch % gpus == 0:
+        return ["--batch-size", str(recipe.batch // gpus)]
     raise UserError(
-        f"gpus is {gpus}; the update of {values.batch} x {values.accumulate} examples cannot be "
+        f"gpus is {gpus}; the update of {recipe.batch} x {recipe.accumulate} examples cannot be "
         "shared out evenly: choose a divisor of either"
     )
 
 
-def _say_how_long(data: Path, values: list[str]) -> None:
-    command = [sys.executable, "-m", "fairseq_csp.estimate", str(data), *values]
-    answer = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    if answer.returncode:
-        # what is wrong with the flags has been said
-        raise SystemExit(answer.returncode)
-    estimate = json.loads(answer.stdout.splitlines()[-1])
-    seconds, updates = estimate["seconds_per_update"], estimate["updates"]
+def _say_how_long(trainings: Sequence[Training]) -> None:
+    days = 0.0
+    for training in trainings:
+        command = [sys.executable, "-m", "fairseq_csp.estimate", str(training.data)]
+        answer = supervise.run([*command, *training.values], cwd=ROOT, stdout=subprocess.PIPE)
+        if answer.returncode:
+            # what is wrong with the flags has been said
+            raise SystemExit(answer.returncode)
+        estimate = json.loads(answer.stdout.splitlines()[-1])
+        seconds, updates = estimate["seconds_per_update"], estimate["updates"]
+        days += seconds * updates / 86400
+    length = f"{days:,.1f} days" if days >= 1 else f"{24 * days:,.1f} hours"
     logger.info(
         f"No GPU: one update takes about {seconds:.1f} s here, the whole schedule of {updates:,} "
-        f"updates about {seconds * updates / 86400:,.1f} days. preset=demo takes minutes."
+        f"updates{' and its earlier stages' if len(trainings) > 1 else ''} about {length}. "
+        "preset=demo takes minutes."
     )
 
 
@@ -164,31 +235,151 @@ def _run_directory(choice: Choice, values: list[str]) -> Path:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{run} cannot be made ({error.strerror}): name another place") from None
+    for kind, names in (
+        ("file", (COMMANDS, RESULT, "train.log", "checkpoint_last.pt", "checkpoint_best.pt")),
+        ("directory", ("tensorboard", STAGES)),
+    ):
+        for path in (run / name for name in names):
+            if path.exists() and not (path.is_file() if kind == "file" else path.is_dir()):
+                raise UserError(f"{path} is no {kind}: remove it, or name another save_dir")
     return run
 
 
+def _commands(trainings: Sequence[Training], run: Path) -> dict[Path, list[str]]:
+    """Return the fairseq-train of each training by its directory, the run's own at the end."""
+    commands: dict[Path, list[str]] = {}
+    for number, training in enumerate(trainings, start=1):
+        directory = run
+        if number < len(trainings):
+            directory = run / STAGES / f"{number}-{training.stage.name}"
+        command = [
+            _tool("fairseq-train"),
+            str(training.data),
+            *("--save-dir", str(directory)),
+            *("--tensorboard-logdir", str(directory / "tensorboard")),
+            *("--log-file", str(directory / "train.log")),
+            *training.values,
+        ]
+        if commands:
+            earlier = list(commands)[-1]
+            command += ["--finetune-from-model", str(earlier / "checkpoint_best.pt")]
+        commands[directory] = command
+    return commands
+
+
+def _train(run: Path, commands: dict[Path, list[str]]) -> int:
+    """Train each stage that is not finished; return the exit status of the last one run."""
+    for directory, command in commands.items():
+        if directory != run:
+            if read_record(directory / RESULT).get("exit_status") == 0:
+                logger.info(f"{directory} is finished")
+                continue
+            directory.mkdir(parents=True, exist_ok=True)
+        logger.info(shlex.join(command))
+        status = supervise.run(command).returncode
+        if status or directory != run:
+            _write_result(directory, {"exit_status": status})
+        if status:
+            return status
+    return 0
+
+
+def _changed(run: Path, commands: dict[Path, list[str]]) -> dict[str, list[str | None]]:
+    """Return the flags by which a run differs from its last start: old and new values.
+
+    Raises:
+        UserError: the run is finished, and what differs would not be trained: what is reported
+            would be the result of other flags.
+    """
+    try:
+        # one that was just made is empty
+        record = read_record(run / COMMANDS) if (run / COMMANDS).stat().st_size else {}
+    except UserError as error:
+        logger.warning(f"how {run} was started before is not known: {error}")
+        record = {}
+    before = [shlex.split(command) for command in record.get("stages", [])]
+    before.append(shlex.split(record["command"]) if record.get("command") else [])
+    changed: dict[str, list[str | None]] = {}
+    if not before[-1]:
+        return changed
+    old, new = _flags_of(before), _flags_of(list(commands.values()))
+    for flag in sorted(old.keys() | new.keys()):
+        if old.get(flag) != new.get(flag):
+            changed[flag] = [old.get(flag), new.get(flag)]
+    if not changed:
+        return changed
+    told = ", ".join(f"{flag} was {_told(a)} and is {_told(b)}" for flag, (a, b) in changed.items())
+    further = float(new.get("--max-update") or 0) > float(old.get("--max-update") or 0)
+    if not further and _is_trained(run, old):
+        raise UserError(
+            f"{run} is finished, and was trained with other flags: {told}; name another save_dir, "
+            "or a larger --max-update to train it further"
+        )
+    logger.warning(f"{run} goes on with other flags than before: {told}")
+    return changed
+
+
+def _is_trained(run: Path, flags: dict[str, str]) -> bool:
+    """Tell whether a run has had the updates of these flags, tested or not."""
+    if read_record(run / RESULT).get("exit_status") == 0:
+        return True
+    last = run / "checkpoint_last.pt"
+    if not last.exists():
+        return False
+    updates = torch.load(last, map_location="cpu", mmap=True, weights_only=True)
+    return updates["optimizer_history"][-1]["num_updates"] >= float(flags["--max-update"])
+
+
+def _flags_of(commands: Sequence[Sequence[str]]) -> dict[str, str]:
+    """Return what has an effect in commands of fairseq-train, by flag, as the last one says it."""
+    found: dict[str, list[str]] = {}
+    for number, command in enumerate(commands, start=-len(commands)):
+        # those of the run itself by their own names
+        stage = "" if number == -1 else f" of stage {number + len(commands) + 1}"
+        key = f"data{stage}"
+        found[key] = []
+        # the first is the program
+        for part in command[1:]:
+            if re.match(r"--[a-z]", part):
+                flag, equals, value = part.partition("=")
+                key = flag + stage
+                found[key] = [value] if equals else []
+            else:
+                found[key].append(part)
+    return {
+        key: " ".join(values)
+        for key, values in found.items()
+        if key.partition(" ")[0] not in _OF_NO_EFFECT
+    }
+
+
+def _told(value: str | None) -> str:
+    return "not given" if value is None else value or "given"
+
+
 @contextlib.contextmanager
-def _reserved(run: Path) -> Iterator[TextIO]:
+def _reserved(run: Path) -> Iterator[int]:
     """Open the record of a run; meanwhile no other process may train in its directory."""
-    with open(run / "command.jsonl", "a", encoding="utf-8") as record:
-        try:
-            fcntl.flock(record, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process trains in {run}: wait for it, or end it") from None
-        yield record
+    file = run / COMMANDS
+    try:
+        descriptor = os.open(file, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise UserError(f"{file} cannot be written ({error.strerror})") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield descriptor
+    except BlockingIOError:
+        raise UserError(f"another process trains in {run}: wait for it, or end it") from None
+    finally:
+        os.close(descriptor)
 
 
-_libc = ctypes.CDLL(None)
-
-
-def _end_with_parent() -> None:
-    """Have Linux end this process when its parent is killed, lest two write to one directory."""
-    if sys.platform == "linux":
-        set_parent_death_signal = 1
-        _libc.prctl(set_parent_death_signal, signal.SIGKILL)
-
-
-def _write_down(record: TextIO, words: list[str], command: list[str]) -> None:
+def _write_down(
+    record: int,
+    arguments: Sequence[str],
+    commands: dict[Path, list[str]],
+    changed: dict[str, Any],
+) -> None:
     """Write down, a line each time a run is started or resumed, what it is made with."""
     git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
     try:
@@ -197,10 +388,13 @@ def _write_down(record: TextIO, words: list[str], command: list[str]) -> None:
         revision = ""
     # fairseq itself, or a repaired one
     fairseq = metadata.packages_distributions()["fairseq"][0]
+    *earlier, command = commands.values()
     made_with = {
         "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-        "words": words,
+        "arguments": list(arguments),
         "command": shlex.join(command),
+        **({"stages": [shlex.join(stage) for stage in earlier]} if earlier else {}),
+        **({"changed": changed} if changed else {}),
         "seed": int(_last(command, "--seed")),
         "revision": revision or None,
         "versions": {name: metadata.version(name) for name in ("torch", "numpy", fairseq)},
@@ -208,11 +402,18 @@ def _write_down(record: TextIO, words: list[str], command: list[str]) -> None:
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "gpus": [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())],
     }
-    record.write(json.dumps(made_with) + "\n")
-    record.flush()
+    line = (json.dumps(made_with) + "\n").encode()
+    length = os.fstat(record).st_size
+    try:
+        if os.write(record, line) < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.truncate(record, length)
+        raise UserError(f"{COMMANDS} could not be written ({error.strerror}): make room") from None
 
 
-def evaluate(data: Path, run: Path, batch_size: str, cpu: bool) -> int:
+def evaluate(data: Path, run: Path, batch_size: str, cpu: bool, *, user_dir: str = USER_DIR) -> int:
     """Test the best checkpoint of a run through fairseq-validate and keep the result beside it.
 
     Args:
@@ -220,6 +421,7 @@ def evaluate(data: Path, run: Path, batch_size: str, cpu: bool) -> int:
         run: directory of the run.
         batch_size: examples of a batch.
         cpu: leave GPUs alone.
+        user_dir: the user directory that it was trained with.
 
     Returns:
         The exit status of fairseq-validate.
@@ -233,7 +435,7 @@ def evaluate(data: Path, run: Path, batch_size: str, cpu: bool) -> int:
     command = [
         _tool("fairseq-validate"),
         str(data),
-        *("--user-dir", USER_DIR),
+        *("--user-dir", user_dir),
         *("--path", str(best)),
         *("--valid-subset", "test"),
         *("--batch-size", batch_size),
@@ -242,7 +444,7 @@ def evaluate(data: Path, run: Path, batch_size: str, cpu: bool) -> int:
     if cpu:
         command.append("--cpu")
     logger.info(shlex.join(command))
-    answer = subprocess.run(command, capture_output=True, text=True)
+    answer = supervise.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     log = answer.stdout + answer.stderr
     results = re.findall(r"^.*\| INFO \| test \| (\{.*\})$", log, flags=re.MULTILINE)
     if answer.returncode or not results:

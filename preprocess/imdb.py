@@ -48,6 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_common_arguments(parser, DATA_SET)
     add_tokenizer_arguments(parser)
     parser.add_argument(
+        "--dictionaries",
+        type=Path,
+        metavar="DIR",
+        help="a prepared IMDB set whose dictionaries to take, so that models trained on either set "
+        "can be trained further on the other (default: new ones, by falling count)",
+    )
+    parser.add_argument(
         "--holdout",
         type=_fraction,
         metavar="FRACTION",
@@ -153,7 +160,12 @@ def _standin(seed: int) -> Reviews:
 def _write(read: Callable[[], Reviews], arguments: argparse.Namespace, directory: Path) -> Figures:
     reviews = read()
     tokenizer = make_tokenizer(arguments, directory, lambda: (text for _, text in reviews["train"]))
-    with TextDatasetWriter(directory, symbols=tokenizer.symbols, labels=LABELS) as writer:
+    with TextDatasetWriter(
+        directory,
+        symbols=tokenizer.symbols,
+        labels=LABELS,
+        dictionaries=arguments.dictionaries,
+    ) as writer:
         for split, items in reviews.items():
             for label, text in progress(
                 items[: arguments.limit], f"encoding {split}", unit=" examples"
