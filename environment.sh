@@ -31,8 +31,9 @@ sys.argv[:3] = sys.argv[2:3]
 runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)'
 
 supervised() { # COMMAND...: run it; when this shell ends, so does all that it started
-    python3 -c "$LAUNCH" "$ROOT" fairseq_csp.supervise "$BASHPID" INT "$@" &
-    local watcher=$! status=0
+    local shell=$BASHPID watcher status=0
+    python3 -c "$LAUNCH" "$ROOT" fairseq_csp.supervise "$shell" INT "$@" &
+    watcher=$!
     trap 'kill "$watcher"; wait "$watcher"; exit 130' INT TERM HUP
     wait "$watcher" || status=$?
     trap - INT TERM HUP

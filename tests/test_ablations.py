@@ -12,7 +12,7 @@ import torch
 
 from fairseq_csp import ablations
 from fairseq_csp.errors import UserError
-from fairseq_csp.recipes import parse_words
+from fairseq_csp.recipes.arguments import parse_arguments
 from tests.helpers.commands import SMALL, succeed
 
 FINISHED = {"exit_status": 0, "accuracy": 30.0}
@@ -20,16 +20,16 @@ FINISHED = {"exit_status": 0, "accuracy": 30.0}
 
 @pytest.fixture
 def started(trained_run, monkeypatch):
-    """The words of every training that is asked for, which leaves a finished run at once."""
-    words_of = []
+    """The arguments of every training that is asked for, which leaves a finished run at once."""
+    asked = []
 
     def leave_a_run(command, **_):
-        words = command[3:]
-        choice = parse_words(words)
-        words_of.append(choice)
+        arguments = command[3:]
+        choice = parse_arguments(arguments)
+        asked.append(choice)
         run = ablations.Path(choice.save_dir)
         shutil.copytree(trained_run, run, dirs_exist_ok=True)
-        (run / "command.jsonl").write_text(json.dumps({"words": words}) + "\n")
+        (run / "command.jsonl").write_text(json.dumps({"arguments": arguments}) + "\n")
         (run / "result.json").write_text(json.dumps(FINISHED))
         state = torch.load(run / "checkpoint_last.pt", weights_only=True)
         state["cfg"]["common"]["seed"] = choice.seed
@@ -39,7 +39,7 @@ def started(trained_run, monkeypatch):
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(ablations.subprocess, "run", leave_a_run)
-    return words_of
+    return asked
 
 
 def test_every_variant_is_trained_once_and_shown(started, tmp_path, capsys):
@@ -65,8 +65,8 @@ def test_every_variant_is_trained_once_and_shown(started, tmp_path, capsys):
 def test_what_two_ablations_share_is_trained_once(started, tmp_path):
     for ablation in ablations.ABLATIONS:
         ablations.main([ablation, "--seeds", "1", "--out", str(tmp_path)])
-    words = [(choice.attention, choice.extra) for choice in started]
-    assert len(words) == len(set(words)) == 9
+    trained = [(choice.attention, choice.extra) for choice in started]
+    assert len(trained) == len(set(trained)) == 9
 
 
 def test_runs_of_other_flags_are_not_taken_for_these(started, tmp_path):
@@ -84,12 +84,12 @@ def test_a_damaged_record_is_named(started, tmp_path, name):
         ablations.main(command)
 
 
-@pytest.mark.parametrize("record", [{"seed": 0}, {"words": None}])
-def test_a_record_without_words_is_not_taken_for_these(started, tmp_path, record):
+@pytest.mark.parametrize("record", [{"seed": 0}, {"arguments": None}])
+def test_a_record_without_arguments_is_not_taken_for_these(started, tmp_path, record):
     run = tmp_path / "csp" / "seed-0"
     run.mkdir(parents=True)
     (run / "command.jsonl").write_text(json.dumps(record) + "\n")
-    with pytest.raises(UserError, match=r"made with other words \(none in command.jsonl\)"):
+    with pytest.raises(UserError, match=r"made with other arguments \(none in command.jsonl\)"):
         ablations.main(["shift", "--seeds", "1", "--out", str(tmp_path)])
 
 
@@ -134,10 +134,11 @@ def test_an_interruption_ends_it_without_a_traceback(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("ablation", ablations.ABLATIONS)
-def test_variants_are_words_of_train_lra(ablation):
+def test_variants_are_asked_train_lra(ablation):
     for attention, flags in ablations.ABLATIONS[ablation].values():
-        words = ["model_name=mega", "dataset_name=listops", f"attention={attention}", "--", *flags]
-        assert parse_words(words).extra == tuple(flags)
+        cell = ["model_name=mega", "dataset_name=listops", f"attention={attention}"]
+        arguments = [*cell, "--", *flags]
+        assert parse_arguments(arguments).extra == tuple(flags)
 
 
 @pytest.mark.slow

@@ -22,6 +22,8 @@ from tests.helpers.commands import (
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
+CELL = ["model_name=mega", "dataset_name=aan"]
+
 
 @pytest.fixture(scope="session")
 def listops(tmp_path_factory):
@@ -65,11 +67,11 @@ def test_bfloat16_trains_on_a_cpu(listops, tmp_path):
 
 def test_train_lra_trains_tests_and_resumes(listops, tmp_path):
     run = tmp_path / "a run; of 'mine'"
-    words = [
+    command = [
         "bash", ROOT / "train_lra.sh", "model_name=mega", "dataset_name=listops", "preset=demo",
         f"data_dir={listops}", f"save_dir={run}", "seed=3", "--", *SMALL,
     ]  # fmt: skip
-    first = call(*words, "--max-update", "2")
+    first = call(*command, "--max-update", "2")
     assert first.returncode == 0, first.stderr
     # nothing but the one last line after fairseq's own output
     *_, last = first.stdout.splitlines()
@@ -88,7 +90,7 @@ def test_train_lra_trains_tests_and_resumes(listops, tmp_path):
     }  # fmt: skip
     assert list(run.glob("tensorboard/*/events.*"))
 
-    second = call(*words, "--max-update", "4")
+    second = call(*command, "--max-update", "4")
     assert second.returncode == 0, second.stderr
     assert f"resuming {run}" in second.stderr
     records = [json.loads(line) for line in (run / "command.jsonl").read_text().splitlines()]
@@ -110,24 +112,44 @@ def test_paper_preset_says_how_long_it_takes(listops, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["model=mega"], "the keys are model_name, dataset_name"),
-        (["model_name=bert", "dataset_name=aan"], "transformer, transformer_rope, mega, lstm"),
+        (
+            ["model_name=bert", "dataset_name=aan"],
+            "flash, lstm, mega, transformer, transformer_rope",
+        ),
         (["model_name=mega", "dataset_name=imdb"], "listops, imdb-4000, aan"),
         (["model_name=mega", "dataset_name=aan", "attention=x"], "csp, "),
         (["model_name=lstm", "dataset_name=aan", "attention=csp"], "it must be one of default"),
-        (["model_name=mega", "dataset_name=aan", "seed=-1"], "seed is '-1'"),
+        (["model_name=mega", "dataset_name=aan", "seed=-1"], "seed is '-1'; it must be a whole"),
+        ([*CELL, "seed=4294967296"], "a whole number from 0 to 4,294,967,295"),
+        ([*CELL, "seed=" + "9" * 5000], "a whole number from 0 to 4,294,967,295"),
+        ([*CELL, "seed=\u0663"], "a whole number from 0 to 4,294,967,295"),
+        ([*CELL, "gpus=1e3"], "gpus is '1e3'; it must be a whole number from 0 to 1,000"),
+        ([*CELL, "preset=laptop"], "preset=laptop has no recipe for aan; it has one for listops"),
+        ([*CELL, "save_dir=" + "a" * 300], "save_dir has a name of 300 bytes; a file system takes"),
+        ([*CELL, "save_dir=x/" + "\u00e4" * 128], "save_dir has a name of 256 bytes"),
+        ([*CELL, "save_dir=" + "a/" * 3000], "and 4,000 for the whole path"),
+        ([*CELL, b"save_dir=\xff"], "which is not UTF-8: choose a name of ordinary characters"),
+        ([*CELL, "save_dir=a\nb"], "with a character that cannot be printed"),
+        ([*CELL, "save_dir=${HOME}"], "which fairseq would replace"),
+        ([*CELL, "data_dir=a:b"], "fairseq takes a colon for two directories"),
+        (
+            [*CELL, "user_dir=nowhere"],
+            "user_dir is 'nowhere', which is no directory with an __init__",
+        ),
+        ([*CELL, "--", "--user-dir", "x"], "write user_dir="),
         (["model_name=mega", "dataset_name=aan", "seed"], "write seed=VALUE"),
         (["model_name=mega", "dataset_name=aan", "--", "--save-dir", "x"], "write save_dir="),
     ],
 )
-def test_bad_words_end_before_anything_is_installed(words, message, tmp_path):
+def test_bad_arguments_end_before_anything_is_installed(arguments, message, tmp_path):
     # a python3 without any package: what is missing then must not matter
     (tmp_path / "python3").write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')
     (tmp_path / "python3").chmod(0o755)
     answer = subprocess.run(
-        ["bash", ROOT / "train_lra.sh", *words],
+        ["bash", ROOT / "train_lra.sh", *arguments],
         capture_output=True,
         text=True,
         env={**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"},
@@ -141,5 +163,5 @@ def test_help_names_every_key():
     answer = call("bash", ROOT / "train_lra.sh", "--help")
     assert answer.returncode == 0
     for key in ("model_name", "dataset_name", "attention", "data_dir", "save_dir", "seed",
-                "preset", "gpus", "resume"):  # fmt: skip
+                "preset", "gpus", "resume", "user_dir"):  # fmt: skip
         assert f"\n    {key} " in answer.stdout

@@ -1,12 +1,22 @@
 """An attention function of somebody else's: one file in a user directory of their own."""
 
 import re
+import subprocess
 import sys
 
 import pytest
 
 from fairseq_csp import build_attention
-from tests.helpers.commands import ROOT, call, logged, succeed, train, training_command
+from tests.helpers.commands import (
+    ENVIRONMENT,
+    ROOT,
+    SMALL,
+    call,
+    logged,
+    succeed,
+    train,
+    training_command,
+)
 
 README = (ROOT / "README.md").read_text()
 MAP = """
@@ -86,3 +96,35 @@ def test_options_are_listed_by_help():
     text = build_attention("csp", value_dim=4).__doc__
     assert re.search(r"group_size: positions CSP sorts together.* \(default: 2\)", text)
     assert re.search(r"shift: .* \(exponential, linear, none; default: exponential\)", text)
+
+
+def test_train_lra_takes_it_but_not_what_else_lies_there(mine, tiny_listops, tmp_path):
+    for name in ("torch", "fairseq_csp", "fairseq", "json", "ctypes", "runpy", "preprocess"):
+        (mine.parent / f"{name}.py").write_text("raise SystemExit('run from where it is called')")
+    command = [
+        "bash", ROOT / "train_lra.sh", "user_dir=mine", "model_name=mega", "dataset_name=listops",
+        "preset=demo", "attention=mean", f"data_dir={tiny_listops}", f"save_dir={tmp_path / 'run'}",
+        "--", "--max-update", "2", "--mean-share", "0.5", *SMALL,
+    ]  # fmt: skip
+    answer = subprocess.run(
+        command, cwd=mine.parent, env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert "| mega_lra_listop | mean | test accuracy " in answer.stdout
+    command[command.index("attention=mean")] = "attention=median"
+    answer = subprocess.run(
+        command, cwd=mine.parent, env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert answer.returncode == 2
+    assert "attention is 'median'; it must be one of " in answer.stderr
+    assert ", mean" in answer.stderr
+
+
+def test_train_lra_tells_the_files_of_a_user_directory_from_its_functions(mine, tmp_path):
+    (mine / "helper.py").touch()
+    command = ["user_dir=" + str(mine), "model_name=mega", "dataset_name=listops"]
+    command += ["attention=helper", f"save_dir={tmp_path / 'run'}"]
+    answer = call("bash", ROOT / "train_lra.sh", *command)
+    assert answer.returncode == 2
+    assert "attention is 'helper'; it must be one of " in answer.stderr
+    assert not list(tmp_path.iterdir())

@@ -18,12 +18,10 @@ from fairseq_csp.report.records import (
     read_checkpoint,
     read_record,
 )
-from fairseq_csp.train_lra import RESULT
+from fairseq_csp.train_lra import COMMANDS, RESULT, STAGES
 
-BEST, LAST, COMMANDS = "checkpoint_best.pt", "checkpoint_last.pt", "command.jsonl"
+BEST, LAST = "checkpoint_best.pt", "checkpoint_last.pt"
 FINISHED, NOT_TESTED, STAGE = "finished", "not tested", "stage of a run"
-# where a run of several stages keeps those before the last one
-STAGES = "stages"
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 

@@ -34,14 +34,14 @@ TRAINING = shlex.split("""
 
 @functools.cache
 def configuration(*words):
-    """What fairseq-train makes of the words of its command line."""
+    """What fairseq-train makes of the arguments of its command line."""
     parser = options.get_training_parser()
     return convert_namespace_to_omegaconf(options.parse_args_and_arch(parser, list(words)))
 
 
 @functools.cache
 def validation():
-    """What fairseq-validate makes of its command line, of which tests change two words."""
+    """What fairseq-validate makes of its command line, of which tests change two arguments."""
     args = options.parse_args_and_arch(
         options.get_validation_parser(),
         ["data", "--path", "checkpoint", "--cpu", "--no-progress-bar", "--num-workers", "0"],

@@ -7,7 +7,8 @@ import pytest
 
 from fairseq_csp import published
 from fairseq_csp.datasets import DATASETS, DataSet, register_dataset
-from fairseq_csp.recipes import PRESETS, architecture, recipe
+from fairseq_csp.recipes.flags import architecture
+from fairseq_csp.recipes.lra import PRESETS, stages
 from tests.helpers.commands import ROOT, logged, succeed, training_command
 
 ENTRY = """\
@@ -107,7 +108,7 @@ def test_the_tables_take_it_in(parity):
     assert published.accuracy("transformer", None, "parity") == ""
     assert architecture("mega", "parity") == "mega_lra_listop"
     for preset in PRESETS:
-        assert recipe("mega", "parity", preset) == recipe("mega", "listops", preset)
+        assert stages("mega", "parity", preset) == stages("mega", "listops", preset)
 
 
 def test_a_name_belongs_to_one_set(parity):
