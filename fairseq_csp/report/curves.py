@@ -24,12 +24,14 @@ DARK = ["#5db3f0", "#ff9a5c", "#3fd0a0", "#f08fd0", "#e0c040", "#8ad4ff", "#b79b
 # colours of the curves and of what is around them, in a page or in a drawing alone
 STYLE = (
     "svg.curves { font: 14px system-ui, sans-serif; fill: currentColor; color: #222; }\n"
+    "svg.curves .back { fill: #fff; }\n"
     "svg.curves polyline { fill: none; stroke-width: 1.8; stroke-linejoin: round; }\n"
     "svg.curves .grid { stroke: currentColor; stroke-opacity: .18; }\n"
     "svg.curves .chance { stroke: currentColor; stroke-opacity: .7; stroke-dasharray: 2 4; }\n"
     + "".join(f".c{k} {{ stroke: {color}; }}\n" for k, color in enumerate(LIGHT))
     + "svg.curves circle { fill: none; stroke-width: 1.8; pointer-events: all; }\n"
     + "@media (prefers-color-scheme: dark) {\nsvg.curves { color: #ddd; }\n"
+    + "svg.curves .back { fill: #16181c; }\n"
     + "".join(f".c{k} {{ stroke: {color}; }}\n" for k, color in enumerate(DARK))
     + "}\n"
 )
@@ -125,7 +127,8 @@ def drawing(found: Sequence[Cell]) -> str:
     """Return both panels and their legend as one SVG file."""
     names = legend(found)
     height = HEIGHT + 10 + 20 * len(names)
-    parts = [f"<style>{STYLE}</style>"]
+    # whatever page it stands in, the text has its own ground
+    parts = [f"<style>{STYLE}</style>", '<rect class="back" width="100%" height="100%"/>']
     for number, split in enumerate(SPLITS):
         parts.append(
             f'<svg x="{number * WIDTH}" width="{WIDTH}" height="{HEIGHT}"'

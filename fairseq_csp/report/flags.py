@@ -33,7 +33,7 @@ _KEYS = {
     "distributed_training": ("distributed_world_size",),
 }
 # told by the cell itself, or not by what the run computes
-_LEFT_OUT = {"data", "seed", "attention", "attention_activation_fn"}
+_LEFT_OUT = {"data", "seed", "attention", "attention_activation_fn", "tpu"}
 # kinds of values that a flag can have; of a list its members
 _FLAG_VALUES = (str, int, float, type(None))
 # a default that is another flag's value
