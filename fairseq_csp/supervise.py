@@ -61,7 +61,7 @@ def run(
         stderr: as ``subprocess.Popen`` takes it.
 
     Returns:
-        Its exit status, 128 and the number of the signal where one killed it, and what it wrote.
+        Its exit status, the signal's number below zero where one killed it, and what it wrote.
     """
     process = subprocess.Popen(
         supervised(command, stop=stop), cwd=cwd, stdout=stdout, stderr=stderr, text=True
@@ -72,7 +72,9 @@ def run(
         process.send_signal(signal.SIGTERM)
         process.wait()
         raise
-    return subprocess.CompletedProcess(command, process.returncode, output, errors)
+    status = process.returncode
+    killed = 128 < status <= 128 + max(signal.valid_signals())
+    return subprocess.CompletedProcess(command, 128 - status if killed else status, output, errors)
 
 
 def main(arguments: list[str]) -> int:

@@ -498,6 +498,8 @@ def _tool(name: str) -> str:
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     try:
-        sys.exit(main(sys.argv[1:]))
+        status = main(sys.argv[1:])
+        # as a shell tells of a command that a signal killed
+        sys.exit(128 - status if status < 0 else status)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -85,7 +85,7 @@ def test_status_and_output_are_the_command_s(tmp_path):
     )
     assert (answer.returncode, answer.stdout, answer.stderr) == (7, f"{tmp_path}\n", "told")
     kill = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
-    assert supervise.run(kill).returncode == 137
+    assert supervise.run(kill).returncode == -9
     missing = supervise.run(["/no/such/command"], stderr=subprocess.PIPE)
     assert missing.returncode == 127
     assert missing.stderr == "/no/such/command cannot be run (No such file or directory)\n"

@@ -240,7 +240,7 @@ def _whole_run(
     data = config.fields("task").text("data")
     return Run(
         path=path,
-        status=STAGE if done == NOT_TESTED and _is_stage(path) else done,
+        status=STAGE if done in (FINISHED, NOT_TESTED) and _is_stage(path) else done,
         data=data,
         generated=_is_generated(data),
         architecture=model.text("_name") or "?",
