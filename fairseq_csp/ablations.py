@@ -1,16 +1,26 @@
-"""Ablations of CSP: MEGA on small ListOps, some seeds of each variant, in one table.
+"""Comparisons of variants, some seeds of each, in one table.
 
-python -m fairseq_csp.ablations shift
+    python -m fairseq_csp.ablations shift     CSP's own choices: MEGA on small ListOps
+    python -m fairseq_csp.ablations mixers    every mixer in a Transformer and in MEGA
+
+Each run has the demo's recipe and data, unless flags are given. The mixers' models are small and
+equal but for the mixer, their data sets small ListOps and small images.
 """
 
 import argparse
 import logging
 import subprocess
 import sys
+from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
+import fairseq_csp.models.families  # noqa: F401 (registers them)
+from fairseq_csp.datasets import DATASETS
 from fairseq_csp.errors import UserError
 from fairseq_csp.flags import positive
+from fairseq_csp.models.family import can_take, family
+from fairseq_csp.modules.attention import ATTENTION_REGISTRY
 from fairseq_csp.recipes.flags import ROOT
 from fairseq_csp.report.pages import markdown_report
 from fairseq_csp.report.runs import COMMANDS, find_runs, read_record
@@ -21,19 +31,54 @@ logger = logging.getLogger("ablations")
 # value (and feed-forward) channels with which MEGA with CSP has as many parameters as with softmax,
 # which has query and key parts besides: 601,614 and 602,658
 EQUAL_PARAMETERS = "183"
-# the variant that is in every ablation: CSP by its defaults
-CSP: dict[str, tuple[str, list[str]]] = {"csp": ("csp", [])}
-# of each ablation the variants by the names of their directories: attention function and flags
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What the seeds of one directory have in common.
+
+    Attributes:
+        attention: name of the attention function.
+        flags: for fairseq-train.
+        model: the family.
+        dataset: whose small stand-in is trained on; None: the one that is asked for.
+    """
+
+    attention: str
+    flags: tuple[str, ...] = ()
+    model: str = "mega"
+    dataset: str | None = None
+
+
+# the variant that is in every ablation of CSP: its defaults
+CSP = {"csp": Variant("csp")}
+# of each comparison the variants by the names of their directories
 ABLATIONS = {
-    "shift": CSP | {f"shift-{name}": ("csp", ["--csp-shift", name]) for name in ("linear", "none")},
+    "shift": CSP
+    | {f"shift-{name}": Variant("csp", ("--csp-shift", name)) for name in ("linear", "none")},
     "group-size": CSP
-    | {f"group-size-{name}": ("csp", ["--csp-group-size", name]) for name in ("4", "8", "full")},
-    "order": CSP | {"order-sort_shift": ("csp", ["--csp-order", "sort_shift"])},
+    | {
+        f"group-size-{size}": Variant("csp", ("--csp-group-size", size))
+        for size in ("4", "8", "full")
+    },
+    "order": CSP | {"order-sort_shift": Variant("csp", ("--csp-order", "sort_shift"))},
     "attention": CSP
     | {
-        "csp-equal-parameters": ("csp", ["--encoder-hidden-dim", EQUAL_PARAMETERS]),
-        "softmax": ("softmax", []),
+        "csp-equal-parameters": Variant("csp", ("--encoder-hidden-dim", EQUAL_PARAMETERS)),
+        "softmax": Variant("softmax"),
     },
+}
+# models of one size, so that every mixer can be trained in minutes
+MIXER_FLAGS = (
+    *("--encoder-layers", "2", "--encoder-embed-dim", "64", "--encoder-hidden-dim", "128"),
+    *("--encoder-ffn-embed-dim", "128", "--classifier-out-dim", "128"),
+)
+ABLATIONS["mixers"] = {
+    f"mixers/{model}-{dataset}-{name}": Variant(name, MIXER_FLAGS, model, dataset)
+    for dataset in ("listops", "cifar10")
+    for model in ("transformer_rope", "mega")
+    for name, cls in sorted(ATTENTION_REGISTRY.items())
+    if can_take(family(model), cls) and not (cls.images_only and DATASETS[dataset].pixels is None)
 }
 
 
@@ -51,19 +96,26 @@ def main(arguments: list[str]) -> int:
         raise UserError(
             f"--data is {args.data}, which is no directory: name prepared data, or leave it out"
         )
-    variants = ABLATIONS[args.ablation]
+    variants = {
+        name: variant
+        for name, variant in ABLATIONS[args.ablation].items()
+        if fnmatch(name, args.only)
+    }
+    if not variants:
+        names = ", ".join(ABLATIONS[args.ablation])
+        raise UserError(f"--only {args.only} matches none of {names}")
     for seed in range(args.seeds):
-        for name, (attention, flags) in variants.items():
+        for name, variant in variants.items():
             run = args.out / name / f"seed-{seed}"
             asked = [
-                "model_name=mega",
-                f"dataset_name={args.dataset}",
+                f"model_name={variant.model}",
+                f"dataset_name={variant.dataset or args.dataset}",
                 "preset=demo",
-                f"attention={attention}",
+                f"attention={variant.attention}",
                 f"seed={seed}",
                 f"save_dir={run.absolute()}",
                 *([f"data_dir={args.data.absolute()}"] if args.data else []),
-                *["--", *flags, *extra],
+                *["--", *variant.flags, *extra],
             ]
             status = _train(run, asked)
             if status:
@@ -99,6 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("ablation", choices=ABLATIONS, help="what is varied")
     add("--seeds", type=positive, default=3, help="runs of each variant")
+    add("--only", default="*", metavar="PATTERN", help="variants whose names match, as *-csp does")
     add("--out", type=Path, default=ROOT / "outputs" / "ablations", help="where the runs go")
     add("--dataset", default="listops", help="the data set; its small stand-in is taken")
     add("--data", type=Path, help="prepared data to take instead")

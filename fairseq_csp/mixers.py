@@ -7,7 +7,6 @@ from inspect import cleandoc
 import torch
 
 import fairseq_csp.models.families  # noqa: F401 (registers them)
-from fairseq_csp.errors import UserError
 from fairseq_csp.models.family import FAMILY_REGISTRY, can_take
 from fairseq_csp.modules.attention import ATTENTION_REGISTRY, AttentionFunction, flag_of
 from fairseq_csp.modules.standalone import build_attention
@@ -31,11 +30,8 @@ def count_parameters(name: str) -> int:
     Linear maps around it are not counted, but those of a function that brings its own are.
     """
     with torch.device("meta"):
-        try:
-            mixer = build_attention(name, **SIZES)
-        except UserError:
-            # one for images
-            mixer = build_attention(name, grid=GRID, **SIZES)
+        grid = GRID if ATTENTION_REGISTRY[name].images_only else None
+        mixer = build_attention(name, grid=grid, **SIZES)
     return sum(parameter.numel() for parameter in mixer.parameters())
 
 
@@ -53,7 +49,8 @@ def table() -> str:
             [
                 f"`{name}`",
                 description(cls),
-                "all" if used == most else ", ".join(used),
+                ("all" if used == most else ", ".join(used))
+                + (", images only" if cls.images_only else ""),
                 f"{count_parameters(name):,}",
                 ", ".join(options),
             ]

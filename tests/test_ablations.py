@@ -63,10 +63,30 @@ def test_every_variant_is_trained_once_and_shown(started, tmp_path, capsys):
 
 
 def test_what_two_ablations_share_is_trained_once(started, tmp_path):
-    for ablation in ablations.ABLATIONS:
+    for ablation in ("shift", "group-size", "order", "attention"):
         ablations.main([ablation, "--seeds", "1", "--out", str(tmp_path)])
     trained = [(choice.attention, choice.extra) for choice in started]
     assert len(trained) == len(set(trained)) == 9
+
+
+def test_mixers_are_compared_in_both_models_and_on_both_sets(started, tmp_path):
+    command = ["mixers", "--seeds", "1", "--out", str(tmp_path), "--only", "*-[cs]*"]
+    assert ablations.main(command) == 0
+    asked = {(choice.model_name, choice.dataset_name, choice.attention) for choice in started}
+    for model in ("mega", "transformer_rope"):
+        for dataset in ("listops", "cifar10"):
+            assert (model, dataset, "sliceformer") in asked
+    assert ("transformer_rope", "cifar10", "cga") in asked
+    assert ("mega", "cifar10", "cga") not in asked
+    assert ("mega", "cifar10", "spectral") in asked
+    assert ("mega", "listops", "spectral") not in asked
+    assert {choice.preset for choice in started} == {"demo"}
+    assert len({choice.extra for choice in started}) == 1
+
+
+def test_a_pattern_that_matches_nothing(tmp_path):
+    with pytest.raises(UserError, match="--only nonsense matches none of csp, shift-linear"):
+        ablations.main(["shift", "--only", "nonsense", "--out", str(tmp_path)])
 
 
 def test_runs_of_other_flags_are_not_taken_for_these(started, tmp_path):
@@ -135,10 +155,10 @@ def test_an_interruption_ends_it_without_a_traceback(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("ablation", ablations.ABLATIONS)
 def test_variants_are_asked_train_lra(ablation):
-    for attention, flags in ablations.ABLATIONS[ablation].values():
-        cell = ["model_name=mega", "dataset_name=listops", f"attention={attention}"]
-        arguments = [*cell, "--", *flags]
-        assert parse_arguments(arguments).extra == tuple(flags)
+    for variant in ablations.ABLATIONS[ablation].values():
+        cell = [f"model_name={variant.model}", f"dataset_name={variant.dataset or 'listops'}"]
+        arguments = [*cell, f"attention={variant.attention}", "--", *variant.flags]
+        assert parse_arguments(arguments).extra == variant.flags
 
 
 @pytest.mark.slow

@@ -95,6 +95,7 @@ class AttentionFunction(nn.Module):
             for the others.
         uses_dropout: whether ``context.dropout`` has an effect.
         uses_heads: whether the number of heads has one.
+        images_only: whether the positions must be those of an image.
         families: the families of encoders that can take it; None: all that call it as its base
             class says.
         refuses: functions whose options it fixes, so that their flags are an error beside it.
@@ -107,6 +108,7 @@ class AttentionFunction(nn.Module):
     uses_bias: ClassVar[bool] = False
     uses_dropout: ClassVar[bool] = False
     uses_heads: ClassVar[bool] = False
+    images_only: ClassVar[bool] = False
     families: ClassVar[tuple[str, ...] | None] = None
     refuses: ClassVar[tuple[str, ...]] = ()
 

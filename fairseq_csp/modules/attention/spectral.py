@@ -26,6 +26,8 @@ class SpectralGating(ValueAttention):
         UserError: the positions are not those of an image.
     """
 
+    images_only = True
+
     def __init__(self, context: AttentionContext, options: NoOptions | None = None) -> None:
         super().__init__(context, options)
         if context.grid is None:
