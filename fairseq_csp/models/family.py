@@ -14,6 +14,7 @@ from fairseq_csp.modules.attention import (
     AttentionFunction,
     attention_class,
     make_attention,
+    read_options,
 )
 from fairseq_csp.modules.lengths import SequenceLengths
 
@@ -164,15 +165,21 @@ def option_key(cls: type[AttentionFunction], item: dataclasses.Field) -> str:
     return f"{cls.name}_{item.name.rstrip('_')}"
 
 
-def build_encoder_attention(cfg: Any, context: AttentionContext) -> AttentionFunction:
+def build_encoder_attention(
+    cfg: Any, context: AttentionContext, *, carries: bool = False
+) -> AttentionFunction:
     """Build the attention function of one layer.
 
     Args:
         cfg: the model's configuration.
         context: where the function stands.
+        carries: whether the encoder carries a second stream for those that can have one.
 
     Raises:
         UserError: the family cannot take it, or an option is bad.
     """
     cls = attention_of(cfg)
-    return make_attention(cls.name, context, attention_options(cfg, cls))
+    options = attention_options(cfg, cls)
+    if carries and cls.carried is not None:
+        return cls.carried(context, read_options(cls.options_type, cls.name, options))
+    return make_attention(cls.name, context, options)

@@ -10,6 +10,7 @@ from fairseq_csp.errors import UserError
 from fairseq_csp.modules.attention import (
     AttentionContext,
     AttentionFunction,
+    CarriedAttention,
     HeadAttention,
     attention_class,
     read_options,
@@ -28,6 +29,7 @@ def build_attention(
     layer: int = 0,
     num_layers: int = 1,
     dropout: float = 0.0,
+    carried: bool = False,
     **options: Any,
 ) -> nn.Module:
     """Build a registered attention function as a module of its own.
@@ -49,6 +51,10 @@ def build_attention(
         layer: index of the layer, from 0; some functions differ from layer to layer.
         num_layers: number of layers.
         dropout: probability of dropping an attention weight, in training.
+        carried: build the form that replaces a multi-head layer and carries a second stream from
+            layer to layer (luna has one): called with ``(x, lengths=None, stream=None)``, stream
+            (batch, vectors, channels), it returns what ``x`` becomes and what is added to the
+            stream. Without a stream the first layer begins with its own.
         **options: those of the function, by name.
 
     Raises:
@@ -68,6 +74,10 @@ def build_attention(
         raise UserError(f"{heads} heads do not divide {value_dim} and {query_dim} channels")
     if not 0 <= layer < num_layers:
         raise UserError(f"layer is {layer}; it must be at least 0 and below num_layers")
+    if carried:
+        if cls.carried is None:
+            raise UserError(f"{name} has no form that carries a second stream")
+        cls = cls.carried
     context = AttentionContext(
         value_dim=value_dim,
         query_dim=query_dim if cls.uses_queries else None,
@@ -98,6 +108,7 @@ class _PositionsFirst:
 
     def __reduce__(self) -> tuple:
         cls = attention_class(self.name)
+        cls = cls.carried if isinstance(self, CarriedAttention) else cls
         return _make, (cls, self.context, self.options), self.__dict__
 
 
@@ -129,8 +140,20 @@ class _OnHeads(_PositionsFirst):
         return self._out(super().forward(x.transpose(1, 2), valid), valid)
 
 
+class _OnStream(_PositionsFirst):
+    def forward(
+        self, x: Tensor, lengths: Tensor | None = None, stream: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Mix (batch, positions, channels); return what is added to the stream too."""
+        valid = self._lengths(x, lengths)
+        stream = self.start(len(x)) if stream is None else stream
+        mixed, update = super().forward(x.transpose(1, 2), valid, stream)
+        return self._out(mixed, valid), update
+
+
 def _make(cls: type[AttentionFunction], context: AttentionContext, options: Any) -> nn.Module:
     layout = _OnHeads if issubclass(cls, HeadAttention) else _OnValues
+    layout = _OnStream if issubclass(cls, CarriedAttention) else layout
     text = "\n".join([inspect.cleandoc(cls.__doc__ or ""), "", "Options:", *_option_lines(cls)])
     return type(cls.__name__, (layout, cls), {"__doc__": text})(context, options)
 

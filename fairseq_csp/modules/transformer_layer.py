@@ -10,7 +10,13 @@ from fairseq.modules import LayerNorm
 from torch import Tensor, nn
 
 from fairseq_csp.errors import UserError
-from fairseq_csp.modules.attention import HeadAttention, QueryKeyAttention, ValueAttention
+from fairseq_csp.modules.attention import (
+    CarriedAttention,
+    HeadAttention,
+    QueryKeyAttention,
+    Stream,
+    ValueAttention,
+)
 from fairseq_csp.modules.lengths import SequenceLengths
 from fairseq_csp.modules.pointwise import activation
 from fairseq_csp.modules.relative_bias import rotary_angles, rotate
@@ -107,7 +113,7 @@ class TransformerEncoderLayer(nn.Module):
 
     def __init__(
         self,
-        self_attn: MultiHeadAttention | HeadAttention,
+        self_attn: MultiHeadAttention | HeadAttention | CarriedAttention,
         dim: int,
         ffn_dim: int,
         *,
@@ -126,32 +132,60 @@ class TransformerEncoderLayer(nn.Module):
         self.dropout = dropout
         self.hidden_dropout = hidden_dropout
         self.prenorm = prenorm
+        if isinstance(self_attn, CarriedAttention):
+            context = self_attn.context
+            # what comes out of the last layer's stream is not used
+            if prenorm or context.layer + 1 < context.num_layers:
+                self.stream_layer_norm = LayerNorm(dim)
 
-    def forward(self, x: Tensor, lengths: SequenceLengths, repeat: int = 0) -> Tensor:
+    def forward(
+        self, x: Tensor, lengths: SequenceLengths, repeat: int = 0, stream: Stream | None = None
+    ) -> Tensor:
         """Map (positions, batch, dim) to the same shape.
 
         Args:
             x: what to map.
             lengths: valid positions of each row.
             repeat: how many times this layer was applied before, where layers share their weights.
+            stream: the second stream, if the attention carries one; its vectors are replaced.
         """
         if self.prenorm:
-            x = x + self._mix(self.self_attn_layer_norm(x), lengths, repeat)
+            x = x + self._mix(self.self_attn_layer_norm(x), lengths, repeat, stream)
             return x + self._feed_forward(self.final_layer_norm(x))
-        x = self.self_attn_layer_norm(x + self._mix(x, lengths, repeat))
+        x = self.self_attn_layer_norm(x + self._mix(x, lengths, repeat, stream))
         return self.final_layer_norm(x + self._feed_forward(x))
 
-    def _mix(self, x: Tensor, lengths: SequenceLengths, repeat: int) -> Tensor:
-        whole = isinstance(self.self_attn, HeadAttention)
+    def _mix(
+        self, x: Tensor, lengths: SequenceLengths, repeat: int, stream: Stream | None
+    ) -> Tensor:
+        whole = not isinstance(self.self_attn, MultiHeadAttention)
         attention = self.self_attn if whole else self.self_attn.attention
         attention.layer = attention.context.layer + repeat
-        if whole:
+        if stream is not None:
+            mixed = self._mix_with(x.permute(1, 2, 0), lengths, stream).permute(2, 0, 1)
+        elif whole:
             mixed = self.self_attn(x.permute(1, 2, 0), lengths).permute(2, 0, 1)
         else:
             mixed = self.self_attn(x, lengths)
         return dropout(mixed, self.dropout, self.training)
 
+    def _mix_with(self, x: Tensor, lengths: SequenceLengths, stream: Stream) -> Tensor:
+        """Mix (batch, dim, positions) and renew the stream, normalised as the positions are."""
+        before = stream.vectors
+        seen = self.stream_layer_norm(before) if self.prenorm else before
+        mixed, update = self.self_attn(x, lengths, seen)
+        after = before + dropout(update, self.dropout, self.training)
+        last = self.self_attn.layer + 1 == self.self_attn.context.num_layers
+        stream.vectors = after if self.prenorm or last else self.stream_layer_norm(after)
+        return mixed
+
     def _feed_forward(self, x: Tensor) -> Tensor:
         hidden = self.activation(self.fc1(x))
         hidden = self.fc2(dropout(hidden, self.hidden_dropout, self.training))
         return dropout(hidden, self.dropout, self.training)
+
+
+def start_stream(layers: Sequence[TransformerEncoderLayer], batch: int) -> Stream | None:
+    """Begin the second stream of a batch; None where the layers' attention carries none."""
+    first = layers[0].self_attn
+    return Stream(first.start(batch)) if isinstance(first, CarriedAttention) else None

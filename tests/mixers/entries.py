@@ -24,6 +24,7 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
     },
     "dgqa": {"": {"heads": 4}},
     "sqa": {"": {"heads": 4}, "symmetric": {"heads": 4, "queries": 2, "keys": 2}},
+    "luna": {"": {"size": 3}},
     "moh": {
         "": {"heads": 4},
         "many": {"heads": 4, "shared": 2, "routed": 1},

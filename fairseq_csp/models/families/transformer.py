@@ -22,6 +22,7 @@ from fairseq_csp.models.families._shared import (
 from fairseq_csp.models.family import Encoder, build_encoder_attention, register_family
 from fairseq_csp.modules.attention import (
     AttentionContext,
+    CarriedAttention,
     HeadAttention,
     QueryKeyAttention,
     ValueAttention,
@@ -31,7 +32,11 @@ from fairseq_csp.modules.embeddings import source_embedding
 from fairseq_csp.modules.lengths import SequenceLengths
 from fairseq_csp.modules.pooling import pool
 from fairseq_csp.modules.positions import LearnedPositions, SinusoidalPositions
-from fairseq_csp.modules.transformer_layer import MultiHeadAttention, TransformerEncoderLayer
+from fairseq_csp.modules.transformer_layer import (
+    MultiHeadAttention,
+    TransformerEncoderLayer,
+    start_stream,
+)
 from fairseq_csp.ops.dropout import dropout
 
 
@@ -133,15 +138,16 @@ class TransformerEncoder(Encoder):
             x = self.emb_layer_norm(x)
         x = dropout(x, self.cfg.dropout, self.training)
         x = lengths.zero_padding(x.permute(0, 2, 1)).permute(2, 0, 1)
+        stream = start_stream(self.layers, len(lengths.host))
         for layer in self.layers:
             for repeat in range(self.repeats):
-                x = layer(x, lengths, repeat)
+                x = layer(x, lengths, repeat, stream)
         return pool(x.permute(1, 2, 0), lengths, self.cfg.sen_rep_type)
 
 
 def build_layer_attention(
     cfg: Any, layer: int, rotary: bool = False
-) -> MultiHeadAttention | HeadAttention:
+) -> MultiHeadAttention | HeadAttention | CarriedAttention:
     """Build what mixes the positions in a layer of a Transformer.
 
     Args:
@@ -163,11 +169,11 @@ def build_layer_attention(
         num_layers=cfg.encoder_layers,
         dropout=cfg.attention_dropout,
     )
-    attention = build_encoder_attention(cfg, context)
+    attention = build_encoder_attention(cfg, context, carries=True)
     if attention.uses_heads and dim % heads:
         raise UserError(
             f"--encoder-attention-heads {heads} does not divide --encoder-embed-dim {dim}"
         )
-    if isinstance(attention, HeadAttention):
+    if isinstance(attention, HeadAttention | CarriedAttention):
         return attention
     return MultiHeadAttention(dim, attention, rotary)

@@ -25,7 +25,7 @@ from fairseq_csp.modules.attention import (
 from fairseq_csp.modules.embeddings import source_embedding
 from fairseq_csp.modules.lengths import SequenceLengths
 from fairseq_csp.modules.pooling import pool
-from fairseq_csp.modules.transformer_layer import TransformerEncoderLayer
+from fairseq_csp.modules.transformer_layer import TransformerEncoderLayer, start_stream
 from fairseq_csp.ops.dropout import dropout
 
 
@@ -115,6 +115,7 @@ class RotaryTransformerEncoder(Encoder):
             (batch, dim), float32 or wider.
         """
         x = dropout(self.embed_tokens(source), self.cfg.dropout, self.training).transpose(0, 1)
+        stream = start_stream(self.layers, len(lengths.host))
         for layer in self.layers:
-            x = layer(x, lengths)
+            x = layer(x, lengths, stream=stream)
         return pool(self.final_norm(x).permute(1, 2, 0), lengths, self.cfg.sen_rep_type)

@@ -98,6 +98,7 @@ class AttentionFunction(nn.Module):
         images_only: whether the positions must be those of an image.
         families: the families of encoders that can take it; None: all that call it as its base
             class says.
+        carried: the class that takes its place in an architecture which carries a second stream.
         refuses: functions whose options it fixes, so that their flags are an error beside it.
         layer: index of the layer; a layer that is repeated sets it before each call.
     """
@@ -110,6 +111,7 @@ class AttentionFunction(nn.Module):
     uses_heads: ClassVar[bool] = False
     images_only: ClassVar[bool] = False
     families: ClassVar[tuple[str, ...] | None] = None
+    carried: ClassVar["type[CarriedAttention] | None"] = None
     refuses: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, context: AttentionContext, options: Any = None) -> None:
@@ -277,6 +279,44 @@ class HeadAttention(AttentionFunction):
             The shape and dtype of ``x``.
         """
         raise NotImplementedError
+
+
+class CarriedAttention(AttentionFunction):
+    """Base class of forms that replace a multi-head layer and carry a second stream beside it.
+
+    The layer adds what is given for the stream to it, normalised as it normalises its positions.
+    """
+
+    uses_dropout = True
+    uses_heads = True
+
+    def start(self, batch: int) -> Tensor:
+        """Return the stream that goes into the first layer, (batch, vectors, channels)."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, lengths: SequenceLengths, stream: Tensor) -> tuple[Tensor, Tensor]:
+        """Mix the positions.
+
+        Args:
+            x: (batch, channels, positions), the layer's input.
+            lengths: valid positions of each row.
+            stream: (batch, vectors, channels).
+
+        Returns:
+            The shape and dtype of ``x``, and what is added to the stream, of its shape.
+        """
+        raise NotImplementedError
+
+
+@dataclass
+class Stream:
+    """A second stream beside the positions of a batch; each layer replaces the vectors.
+
+    Attributes:
+        vectors: (batch, vectors, channels).
+    """
+
+    vectors: Tensor
 
 
 def start_batch(model: nn.Module) -> None:
