@@ -1,4 +1,4 @@
-"""What ``train_lra.sh`` runs once the package is there: prepare, train, test.
+"""What ``train_lra.sh`` and ``train_vit.sh`` run once the package is there: prepare, train, test.
 
 python -m fairseq_csp.train_lra model_name=mega dataset_name=listops preset=demo
 """
@@ -25,13 +25,12 @@ from typing import Any
 import torch
 
 from fairseq_csp import supervise
-from fairseq_csp.datasets import DATASETS
 from fairseq_csp.errors import UserError
 from fairseq_csp.files import write_whole
 from fairseq_csp.processor import has_bfloat16
-from fairseq_csp.recipes.arguments import Choice, Known, parse_arguments
-from fairseq_csp.recipes.flags import ROOT, flags
-from fairseq_csp.recipes.lra import stages
+from fairseq_csp.recipes.arguments import Choice, Known, benchmark_of, parse_arguments
+from fairseq_csp.recipes.benchmarks import BENCHMARKS
+from fairseq_csp.recipes.flags import ROOT
 from fairseq_csp.recipes.recipe import LAST_DATA, Recipe, Stage
 from fairseq_csp.report.records import read_record
 
@@ -79,7 +78,8 @@ def main(arguments: list[str]) -> int:
     try:
         choice = _choice(arguments)
     except ValueError as error:
-        sys.stderr.write(f"train_lra.sh: {error} (--help tells more)\n")
+        script = BENCHMARKS[benchmark_of(arguments)].script
+        sys.stderr.write(f"{script}: {error} (--help tells more)\n")
         return 2
     gpus = _gpus(choice)
     trainings = _trainings(choice, gpus)
@@ -91,6 +91,11 @@ def main(arguments: list[str]) -> int:
     if not gpus and choice.preset != "demo":
         _say_how_long(trainings)
     last = trainings[-1]
+    if _last(last.values, "--valid-subset") == "test":
+        logger.info(
+            "The best epoch is chosen on the test images, as in the published code: the accuracy "
+            "that is reported is the highest of all epochs, not one on images unseen until then."
+        )
     run = _run_directory(choice, last.values)
     commands = _commands(trainings, run)
     with _reserved(run) as record:
@@ -126,7 +131,9 @@ def _choice(arguments: Sequence[str]) -> Choice:
     from fairseq_csp.models.family import FAMILY_REGISTRY
     from fairseq_csp.modules.attention import ATTENTION_REGISTRY
 
-    names = (FAMILY_REGISTRY, ATTENTION_REGISTRY, DATASETS)
+    benchmark = BENCHMARKS[choice.benchmark]
+    models = FAMILY_REGISTRY if choice.benchmark == "lra" else benchmark.models()
+    names = (models, ATTENTION_REGISTRY, benchmark.datasets())
     return parse_arguments(arguments, Known(*(tuple(sorted(known)) for known in names)))
 
 
@@ -147,7 +154,9 @@ def _trainings(choice: Choice, gpus: int) -> list[Training]:
     """Return the trainings of a run, most often one."""
     return [
         Training(stage, _data_directory(choice, stage), _training_flags(choice, gpus, stage.recipe))
-        for stage in stages(choice.model_name, choice.dataset_name, choice.preset)
+        for stage in BENCHMARKS[choice.benchmark].stages(
+            choice.model_name, choice.dataset_name, choice.preset
+        )
     ]
 
 
@@ -164,7 +173,7 @@ def _prepare(choice: Choice, training: Training, last: Path) -> int:
     command = [sys.executable, "-m", "preprocess"]
     if choice.user_dir:
         command += ["--user-dir", _user_dir(choice)]
-    command += [choice.dataset_name, "--out", str(training.data)]
+    command += [choice.data_set, "--out", str(training.data)]
     command += [part.replace(LAST_DATA, str(last)) for part in training.stage.preparation]
     if choice.preset == "demo":
         command.append("--demo")
@@ -173,7 +182,9 @@ def _prepare(choice: Choice, training: Training, last: Path) -> int:
 
 def _training_flags(choice: Choice, gpus: int, recipe: Recipe) -> list[str]:
     values = ["--user-dir", _user_dir(choice)]
-    values += flags(choice.model_name, choice.dataset_name, recipe, choice.attention)
+    values += BENCHMARKS[choice.benchmark].flags(
+        choice.model_name, choice.dataset_name, recipe, choice.attention
+    )
     values += ["--seed", str(choice.seed)]
     values += ["--distributed-world-size", str(gpus)] if gpus else ["--cpu"]
     if recipe.bfloat16 and not gpus and has_bfloat16():

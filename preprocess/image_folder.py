@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Prepare the set from its directory, or make the stand-in."""
     options = {"seed": arguments.seed, "limit": arguments.limit, "grey": arguments.grey}
     if arguments.demo:
-        source = standin_source(DATA_SET, arguments, "gratings of five directions, two widths")
+        source = standin_source(DATA_SET, arguments, "gratings of five tilts and two widths")
         prepare(DATA_SET, arguments, partial(write_demo, **options), expected=DEMO_COUNTS,
                 source=source, options=options)  # fmt: skip
         return

@@ -29,7 +29,7 @@ from preprocess.summary import SPLITS, Figures, SplitFigures
 
 TREE = "{train,valid|val,test}/CLASS/*, PNG or JPEG"
 DEMO_COUNTS = {"train": 3000, "valid": 500, "test": 500}
-DEMO_CLASSES = [f"{width}-{turn * 36}" for width in ("narrow", "wide") for turn in range(5)]
+DEMO_CLASSES = [f"{width}-{tilt}" for width in ("narrow", "wide") for tilt in (0, 22, 45, 67, 90)]
 VALID_FRACTION = 0.1
 
 _IMAGE = re.compile(
@@ -91,7 +91,7 @@ def prepare_images(
     """
     options = {"seed": arguments.seed, "limit": arguments.limit}
     if arguments.demo:
-        what = "gratings of five directions and two widths"
+        what = "gratings of five tilts and two widths"
         source = standin_source(data_set, arguments, what)
         fill, expected = partial(write_standin, shape=shape, **options), DEMO_COUNTS
     else:
@@ -331,12 +331,14 @@ def gratings(
     """Return noisy gratings, uint8 (images, height, width, channels).
 
     Args:
-        labels: (images,) of 0 to 9: five directions, then the same twice as wide.
+        labels: (images,) of 0 to 9: five tilts to either side, which a flip does not change, then
+            the same twice as wide.
         shape: Height, width and channels.
         rng: Where phase, colour and noise come from.
     """
     rows, columns = np.mgrid[: shape[0], : shape[1]]
-    angle = (labels % 5) * np.pi / 5 + rng.normal(0, 0.08, labels.size)
+    side = rng.choice([-1, 1], labels.size)
+    angle = side * (labels % 5) * np.pi / 8 + rng.normal(0, 0.06, labels.size)
     period = np.where(labels < 5, 5.0, 10.0) * rng.uniform(0.9, 1.1, labels.size)
     phase = rng.uniform(0, 2 * np.pi, labels.size)
     distance = np.cos(angle)[:, None, None] * columns + np.sin(angle)[:, None, None] * rows

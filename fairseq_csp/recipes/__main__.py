@@ -3,17 +3,17 @@
 python -m fairseq_csp.recipes               the table, as Markdown
 python -m fairseq_csp.recipes mega aan      the fairseq-train command of a cell
 python -m fairseq_csp.recipes mega aan demo the same for another preset
+python -m fairseq_csp.recipes vit cifar10   the same for image classification
 """
 
 import dataclasses
+import itertools
 import shlex
 import sys
 from collections.abc import Sequence
 
-from fairseq_csp.datasets import DATASETS
-from fairseq_csp.recipes.arguments import Choice, parse_arguments, usage
-from fairseq_csp.recipes.flags import flags, model_names
-from fairseq_csp.recipes.lra import PRESETS, stages
+from fairseq_csp.recipes.arguments import Choice, benchmark_of, parse_arguments, usage
+from fairseq_csp.recipes.benchmarks import BENCHMARKS
 from fairseq_csp.recipes.recipe import Recipe
 
 
@@ -22,19 +22,20 @@ def table() -> str:
     columns = [field.name for field in dataclasses.fields(Recipe)]
     lines = ["| preset | model | data set | stage | " + " | ".join(columns) + " |"]
     lines.append("|" + "---|" * (len(columns) + 4))
-    for preset in PRESETS:
-        for model in model_names():
-            for dataset in DATASETS:
-                try:
-                    found = stages(model, dataset, preset)
-                except ValueError:
-                    continue
-                lines += [
-                    f"| {preset} | {model} | {dataset} | {stage.name} | "
-                    + " | ".join(_cells(model, stage.recipe, columns))
-                    + " |"
-                    for stage in found
-                ]
+    for benchmark in BENCHMARKS.values():
+        for preset, model, dataset in itertools.product(
+            benchmark.presets, benchmark.models(), benchmark.datasets()
+        ):
+            try:
+                found = benchmark.stages(model, dataset, preset)
+            except ValueError:
+                continue
+            lines += [
+                f"| {preset} | {model} | {dataset} | {stage.name} | "
+                + " | ".join(_cells(model, stage.recipe, columns))
+                + " |"
+                for stage in found
+            ]
     return "\n".join(lines) + "\n"
 
 
@@ -49,10 +50,12 @@ def commands(choice: Choice) -> list[str]:
     """Return the fairseq-train command of each stage of a cell, as a shell takes it."""
     found = []
     earlier = None
-    for stage in stages(choice.model_name, choice.dataset_name, choice.preset):
+    benchmark = BENCHMARKS[choice.benchmark]
+    cell = choice.model_name, choice.dataset_name
+    for stage in benchmark.stages(*cell, choice.preset):
         data = f"lra_data/{choice.data_name}" + (f"-{stage.data}" if stage.data else "")
         command = ["fairseq-train", data, "--user-dir", "fairseq_csp"]
-        command += flags(choice.model_name, choice.dataset_name, stage.recipe, choice.attention)
+        command += benchmark.flags(*cell, stage.recipe, choice.attention)
         if earlier:
             command += ["--finetune-from-model", f"checkpoints-{earlier}/checkpoint_best.pt"]
         earlier = stage.name
@@ -71,8 +74,11 @@ def main(arguments: list[str]) -> int:
         sys.stderr.write("usage: python -m fairseq_csp.recipes [MODEL DATASET [PRESET]]\n")
         return 2
     keys = ("model_name", "dataset_name", "preset")
+    given = [f"{key}={value}" for key, value in zip(keys, arguments, strict=False)]
+    if arguments[0] in BENCHMARKS["vision"].models():
+        given.append("benchmark=vision")
     try:
-        choice = parse_arguments([f"{k}={v}" for k, v in zip(keys, arguments, strict=False)])
+        choice = parse_arguments(given)
     except ValueError as error:
         sys.stderr.write(f"{error}\n")
         return 2
@@ -82,13 +88,16 @@ def main(arguments: list[str]) -> int:
 
 def _check(arguments: list[str]) -> int:
     end = arguments.index("--") if "--" in arguments else len(arguments)
-    if {"-h", "--help"} & set(arguments[:end]):
-        sys.stdout.write(usage())
-        return 0
+    script = "train_lra.sh"
     try:
+        benchmark = benchmark_of(arguments[:end])
+        script = BENCHMARKS[benchmark].script
+        if {"-h", "--help"} & set(arguments[:end]):
+            sys.stdout.write(usage(benchmark))
+            return 0
         parse_arguments(arguments)
     except ValueError as error:
-        sys.stderr.write(f"train_lra.sh: {error} (--help tells more)\n")
+        sys.stderr.write(f"{script}: {error} (--help tells more)\n")
         return 2
     return 0
 

@@ -1,20 +1,19 @@
-"""The arguments of ``train_lra.sh``."""
+"""The arguments of ``train_lra.sh`` and ``train_vit.sh``."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fairseq_csp.datasets import DATASETS
-from fairseq_csp.recipes.flags import DEFAULT, attention_names, file_names, model_names
-from fairseq_csp.recipes.lra import PRESETS, stages
+from fairseq_csp.recipes.benchmarks import BENCHMARKS
+from fairseq_csp.recipes.flags import DEFAULT, attention_names, file_names
 
 # the seeds that numpy takes
 MOST_SEED = 2**32 - 1
 # bytes that a file system takes as one name, and as a path
 LONGEST_NAME, LONGEST_PATH = 255, 4_000
 
-USAGE = """\
+_LRA_USAGE = """\
 Train a model on an LRA data set, then test its best checkpoint.
 
     bash train_lra.sh model_name=MODEL dataset_name=DATASET [KEY=VALUE ...] [-- FLAG ...]
@@ -43,26 +42,58 @@ Examples:
     bash train_lra.sh model_name=mega dataset_name=listops attention=default seed=1
     bash train_lra.sh model_name=mega dataset_name=aan -- --fp16 --log-interval 10
 """
+_VISION_USAGE = """\
+Train a Vision Transformer to classify images, then test its best checkpoint.
+
+    bash train_vit.sh model_name=MODEL dataset_name=DATASET [KEY=VALUE ...] [-- FLAG ...]
+
+    model_name    {models}
+    dataset_name  {datasets}
+    attention     {attentions}
+                  (default: csp), or default for the architecture's own, softmax
+    preset        default (a tenth of the training images is held out to choose the epoch; tested
+                  once), paper (as published: trained on all images, the epoch chosen on the test
+                  images), or demo (small generated data, minutes on a laptop)
+    data_dir      the prepared data (default: lra_data/DATASET, or lra_data/DATASET-demo)
+    save_dir      where the run is kept (default: outputs/DATASET/ARCHITECTURE-ATTENTION/TIME, with
+                  DATASET-demo for demo); a run that is there is resumed
+    resume        yes: go on with the newest run of this model and data set (default: no)
+    seed          a number up to {most_seed} (default: 0)
+    gpus          how many GPUs (default: 1 where there is one; 0: CPU)
+    user_dir      a user directory of your own, whose attention functions and data sets can be named
+                  too; its __init__.py imports fairseq_csp
+
+What follows -- goes to fairseq-train as it is, and wins. Data that is not there is prepared first,
+where it can be; cifar10 is what `python -m preprocess cifar10-rgb` makes.
+
+Examples:
+    bash train_vit.sh model_name=vit dataset_name=cifar10 preset=demo
+    bash train_vit.sh model_name=vit dataset_name=cifar10 attention=softmax preset=paper
+    bash train_vit.sh model_name=vit dataset_name=cifar10 -- --arch vit_cifar_small --bf16
+"""
+_USAGE = {"lra": _LRA_USAGE, "vision": _VISION_USAGE}
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What the arguments of ``train_lra.sh`` ask for.
+    """What the arguments of a script ask for.
 
     Attributes:
+        benchmark: one of ``BENCHMARKS``.
         model_name: a family of encoders.
-        dataset_name: one of ``DATASETS``.
+        dataset_name: one of the benchmark's data sets.
         attention: a registered attention function, or ``default``.
         data_dir: directory of the prepared data; None: the data set's own in ``lra_data``.
         save_dir: directory of the run; None: a new one in ``outputs``.
         seed: of weights, order and dropout.
-        preset: one of ``PRESETS``.
+        preset: one of the benchmark's.
         gpus: GPUs to use; None: one where there is one.
         resume: go on with the newest run of this cell.
         user_dir: a user directory of somebody's own; None: this package.
         extra: further flags for fairseq-train.
     """
 
+    benchmark: str
     model_name: str
     dataset_name: str
     attention: str
@@ -76,9 +107,15 @@ class Choice:
     extra: tuple[str, ...]
 
     @property
+    def data_set(self) -> str:
+        """The data set's name for ``python -m preprocess``."""
+        known = BENCHMARKS[self.benchmark].datasets()
+        return known[self.dataset_name].name if self.dataset_name in known else self.dataset_name
+
+    @property
     def data_name(self) -> str:
         """The data set's name, which tells its small stand-in from itself."""
-        return self.dataset_name + ("-demo" if self.preset == "demo" else "")
+        return self.data_set + ("-demo" if self.preset == "demo" else "")
 
 
 @dataclass(frozen=True)
@@ -99,18 +136,29 @@ class Known:
     theirs: tuple[str, ...] = ()
 
 
-def usage() -> str:
-    """Return the help text of ``train_lra.sh``."""
-    return USAGE.format(
-        models=", ".join(model_names()),
-        datasets=", ".join(DATASETS),
+def usage(benchmark: str = "lra") -> str:
+    """Return the help text of a benchmark's script."""
+    chosen = BENCHMARKS[benchmark]
+    return _USAGE[benchmark].format(
+        models=", ".join(chosen.models()),
+        datasets=", ".join(chosen.datasets()),
         attentions=_wrapped(attention_names()),
         most_seed=f"{MOST_SEED:,}",
     )
 
 
+def benchmark_of(arguments: Sequence[str]) -> str:
+    """Return the benchmark that the arguments are for, ``lra`` where they do not say.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    named = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    return _one_of(named, "benchmark", tuple(BENCHMARKS), default="lra")
+
+
 def parse_arguments(arguments: Sequence[str], known: Known | None = None) -> Choice:
-    """Read the arguments of ``train_lra.sh``.
+    """Read the arguments of a script.
 
     Args:
         arguments: ``key=value``, then perhaps ``--`` and flags.
@@ -124,12 +172,14 @@ def parse_arguments(arguments: Sequence[str], known: Known | None = None) -> Cho
     arguments = list(arguments)
     end = arguments.index("--") if "--" in arguments else len(arguments)
     given = _read_keys(arguments[:end])
+    benchmark = BENCHMARKS[benchmark_of(arguments)]
     user_dir = given.get("user_dir")
     if user_dir is not None and not (Path(user_dir) / "__init__.py").is_file():
         raise ValueError(f"user_dir is {user_dir!r}, which is no directory with an __init__.py")
     if known is None:
         theirs = file_names(Path(user_dir)) if user_dir is not None else ()
-        known = Known(model_names(), attention_names(), tuple(DATASETS), theirs)
+        datasets = tuple(benchmark.datasets())
+        known = Known(benchmark.models(), attention_names(), datasets, theirs)
     model = _one_of(given, "model_name", known.models, known.theirs)
     dataset = _one_of(given, "dataset_name", known.datasets, known.theirs)
     attentions, theirs = known.attentions, known.theirs
@@ -139,13 +189,14 @@ def parse_arguments(arguments: Sequence[str], known: Known | None = None) -> Cho
     for flag, key in (("--save-dir", "save_dir"), ("--user-dir", "user_dir")):
         if any(one == flag or one.startswith(flag + "=") for one in extra):
             raise ValueError(f"{flag} cannot be changed here; write {key}=")
-    preset = _one_of(given, "preset", tuple(PRESETS), default="paper")
-    if dataset in DATASETS:
+    preset = _one_of(given, "preset", tuple(benchmark.presets), default=benchmark.default_preset)
+    if dataset in benchmark.datasets():
         # refuses a data set that the preset has no recipe for
-        stages(model, dataset, preset)
+        benchmark.stages(model, dataset, preset)
     for key in ("data_dir", "save_dir"):
         _check_path(key, given.get(key))
     return Choice(
+        benchmark=benchmark_of(arguments),
         model_name=model,
         dataset_name=dataset,
         attention=_one_of(

@@ -28,15 +28,15 @@ class Recipe:
         bfloat16: compute in bfloat16 where the processor has instructions for it.
     """
 
-    layers: int | None
-    norm: str
-    prenorm: bool
-    attention: str
+    layers: int | None = None
+    norm: str | None = None
+    prenorm: bool = False
+    attention: str | None = None
     lr: float
     dropout: float
-    weight_decay: float
+    weight_decay: float = 0.0
     batch: int
-    accumulate: int
+    accumulate: int = 1
     updates: int
     decay: int
     warmup: int
