@@ -30,8 +30,9 @@ MAP = """
 @pytest.fixture(scope="module")
 def mine(tmp_path_factory):
     """The user directory of the README, with a map added to its function."""
-    code = re.search(r"```python\n(.*?@register_attention.*?)```", README, re.DOTALL).group(1)
-    init = re.search(r"```python\n(import fairseq_csp\n.*?)```", README, re.DOTALL).group(1)
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (code,) = (block for block in blocks if "@register_attention" in block)
+    (init,) = (block for block in blocks if block.startswith("import fairseq_csp\n"))
     directory = tmp_path_factory.mktemp("somebody") / "mine"
     directory.mkdir()
     (directory / "__init__.py").write_text(init)
@@ -128,3 +129,18 @@ def test_train_lra_tells_the_files_of_a_user_directory_from_its_functions(mine, 
     assert answer.returncode == 2
     assert "attention is 'helper'; it must be one of " in answer.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["channel_wise_sample_permutation", "build_attention"])
+def test_the_readmes_other_programs_run(name):
+    (program,) = (
+        block
+        for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+        if f"from fairseq_csp import {name}" in block
+    )
+    expected = re.search(r"^# tensor\((.*)\)$", program, re.MULTILINE)
+    if expected:
+        program += f"assert mixed.tolist() == {expected.group(1)}, mixed\n"
+    else:
+        program += "assert out.shape == (2, 100, 64)\n"
+    succeed(sys.executable, "-c", program)
