@@ -127,6 +127,9 @@ def _choice(arguments: Sequence[str]) -> Choice:
         return choice
     from fairseq import utils
 
+    # this package is imported already, so that the directory's import of it registers nothing
+    import fairseq_csp.plugin  # noqa: F401
+
     utils.import_user_module(Namespace(user_dir=_user_dir(choice)))
     from fairseq_csp.models.family import FAMILY_REGISTRY
     from fairseq_csp.modules.attention import ATTENTION_REGISTRY
