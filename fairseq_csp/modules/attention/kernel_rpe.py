@@ -18,6 +18,7 @@ from fairseq_csp.modules.attention._blocks import in_blocks_of_rows
 from fairseq_csp.modules.attention._features import draw_projection
 from fairseq_csp.modules.lengths import SequenceLengths
 from fairseq_csp.modules.relative_bias import by_distance, check_reach
+from fairseq_csp.ops.ema import fast_size
 
 # up to here matrices of all pairs are faster than Fourier transforms: 20 times at 1,024 positions,
 # 5 times at 4,096 (64 features, 128 channels)
@@ -149,16 +150,9 @@ def _correlate(decay: Tensor, values: Tensor, queries: Tensor, keys: Tensor) -> 
         (batch, channels, n).
     """
     n = values.size(2)
-    size = _fast_size(2 * n - 1)
+    size = fast_size(2 * n - 1)
     kernel = torch.fft.rfft(decay.flip(1), size)[:, None, None]
     products = keys.unsqueeze(2) * values.unsqueeze(1)
     spread = torch.fft.irfft(torch.fft.rfft(products, size) * kernel, size)
     spread = spread[..., n - 1 : 2 * n - 1]
     return torch.einsum("brn,brcn->bcn", queries, spread)
-
-
-def _fast_size(least: int) -> int:
-    """Return a length of at least so many whose Fourier transform is fast."""
-    size = 1 << (least - 1).bit_length()
-    # between powers of two
-    return next(s for s in (size * 5 // 8, size * 3 // 4, size) if s >= least)

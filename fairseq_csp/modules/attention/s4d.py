@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass
 
 import torch
-from scipy.fft import next_fast_len
 from torch import Tensor, nn
 
 from fairseq_csp.errors import UserError
@@ -15,7 +14,7 @@ from fairseq_csp.modules.attention import (
     register_attention,
 )
 from fairseq_csp.modules.lengths import SequenceLengths
-from fairseq_csp.ops.ema import circular_kernel, convolve
+from fairseq_csp.ops.ema import circular_kernel, convolve, fast_size
 
 STEPS = (1e-3, 1e-1)
 
@@ -82,7 +81,7 @@ class S4DAttention(ValueAttention):
         skip = self.D.to(kernel.dtype)
         if len(kernel) == 1:
             back = torch.cat([kernel[0, :, :1] + skip[:, None], kernel[0, :, 1:]], dim=1)
-            size = next_fast_len(2 * positions, real=True)
+            size = fast_size(2 * positions)
             return nn.functional.pad(back, (0, size - positions))
         back, ahead = kernel
         # the kernel that looks ahead begins one position on
