@@ -4,31 +4,40 @@ Each test first shows that its file would do so where it is read without care.
 """
 
 import argparse
+import copy
 import io
+import os
 import pickle
+import random
+import resource
 import struct
 import subprocess
 import sys
 import tarfile
 import tracemalloc
+import zipfile
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from fairseq import checkpoint_utils
 from fairseq_cli import train as fairseq_train
 from fairseq_cli import validate as fairseq_validate
 from PIL import EpsImagePlugin, Image
 
+from fairseq_csp import checkpoints
 from fairseq_csp.data import files as data_files
 from fairseq_csp.errors import UserError
+from fairseq_csp.fairseq_patches import checkpoint_reading
 from preprocess import aan, cifar10, imdb
 from preprocess.archives import RawRelease
 from preprocess.images import read_image
 from tests.helpers.commands import ENVIRONMENT, ROOT, SMALL, call, generate_listops
 from tests.helpers.generated import write_text
 from tests.helpers.running import TINY, TRAINING
+from tests.test_kill_and_resume import assert_equal
 
 
 class RunsCode:
@@ -86,9 +95,218 @@ def test_validation_refuses_a_checkpoint_that_runs_code(checkpoint, ran, tmp_pat
     assert not ran.exists()
 
 
-def test_checkpoints_may_hold_flags_and_nothing_else():
-    allowed = torch.serialization.get_safe_globals()
-    assert [x for x in allowed if not x.__module__.startswith("torch.")] == [argparse.Namespace]
+GOOD = ROOT / "tests" / "golden" / "earlier" / "mega.pt"
+MAKES_A_DIRECTORY = "__import__('pathlib').Path({!r}).mkdir()"
+
+
+def changed(path, change, **options):
+    """Write a good checkpoint with a change."""
+    state = torch.load(GOOD, weights_only=False)
+    change(state)
+    torch.save(state, path, **options)
+    return path
+
+
+def flags(group, **values):
+    return lambda state: state["cfg"].update({group: values})
+
+
+def flag(group, **values):
+    return lambda state: state["cfg"][group].update(values)
+
+
+def legacy(**values):
+    values = {"task": "lra-text", "criterion": "lra_cross_entropy", "data": "data", **values}
+    return lambda state: state.update(args=argparse.Namespace(**values), cfg=None)
+
+
+def first_weight(change):
+    def apply(state):
+        name = next(iter(state["model"]))
+        state["model"][name] = change(state["model"][name])
+
+    return apply
+
+
+# fmt: off
+CHANGES = {
+    # fairseq's own models, losses and tasks, which evaluate text
+    "wav2vec2": (flags("model", _name="wav2vec2", conv_feature_layers="CODE"), "a model of this"),
+    "wav2vec": (flags("model", _name="wav2vec", conv_feature_layers="CODE"), "a model of this"),
+    "named by its key": (flags("model", wav2vec2={"conv_feature_layers": "CODE"}), "a model of"),
+    "ctc": (flags("criterion", _name="ctc", wer_args="CODE"), "only a criterion of this"),
+    "translation": (flags("task", _name="translation", data="data"), "only a task of this"),
+    "legacy fconv": (legacy(arch="fconv", encoder_layers="CODE"), "only a model of this"),
+    "legacy fconv_lm": (legacy(arch="fconv_lm", decoder_layers="CODE"), "only a model of this"),
+    "legacy text": (legacy(arch="mega_lra_listop", lr="CODE", n_dim="CODE"), "--n-dim is"),
+    # values of other types, out of their range, or replaced by fairseq
+    "environment": (flag("task", data="${oc.env:HOME}"), "--data is '${oc.env:HOME}'"),
+    "missing": (flag("task", data="???"), "--data is '???'"),
+    "text for a number": (flag("model", encoder_layers="1"), "which is no int"),
+    "truth for a number": (flag("model", encoder_layers=True), "which is no int"),
+    "a fraction": (flag("model", encoder_layers=1.5), "which is no int"),
+    "number for text": (flag("model", norm_type=3), "which is no str"),
+    "list for a number": (flag("model", dropout=[0.1]), "which is no float"),
+    "unknown choice": (flag("model", sen_rep_type="max"), "which is no"),
+    "nan": (flag("model", dropout=float("nan")), "--dropout is nan, but must be"),
+    "many layers": (flag("model", encoder_layers=10**9), "--encoder-layers is 1000000000"),
+    "more layers": (flag("model", encoder_layers=900), "its flags and weights differ"),
+    "wide": (flag("model", encoder_embed_dim=65_536), "its flags and weights differ"),
+    "long": (flag("model", max_positions=1_000_000), "its flags and weights differ"),
+    "many classes": (flag("model", sentence_class_num=99_999), "its flags and weights differ"),
+    # parts that are missing or of another kind
+    "no model": (lambda state: state.pop("model"), "model is missing"),
+    "empty model": (lambda state: state.update(model={}), "model holds no weights"),
+    "a list for a model": (lambda state: state.update(model=[1]), "model is no table"),
+    "text for a weight": (first_weight(lambda weight: "x"), "model holds no weights"),
+    "a sparse weight": (first_weight(torch.Tensor.to_sparse), "a tensor without numbers"),
+    "a whole number's weight": (first_weight(torch.Tensor.long), "is torch.int64"),
+    "a weight from nothing": (first_weight(lambda weight: torch.zeros(1).expand(10**5, 10**5)),
+                              "claims more numbers than the file holds"),
+    "no flags": (lambda state: state.update(cfg=None), "it has no flags"),
+    "text for flags": (lambda state: state.update(cfg="x"), "cfg is no table"),
+    "no history": (lambda state: state.update(optimizer_history=[]), "optimizer_history is miss"),
+    "text for updates": (lambda state: state["optimizer_history"][-1].update(num_updates="2"),
+                         "num_updates is no count"),
+    "negative updates": (lambda state: state["optimizer_history"][-1].update(num_updates=-2),
+                         "num_updates is no count"),
+    "no place": (lambda state: state["extra_state"].pop("train_iterator"), "train_iterator is mis"),
+    "text for an epoch": (lambda state: state["extra_state"]["train_iterator"].update(epoch="1"),
+                          "epoch is no count"),
+    "text for the best": (lambda state: state["extra_state"].update(best="x"), "best is no number"),
+    "text for a moment": (lambda state: state["last_optimizer_state"]["state"][0].update(step="x"),
+                          "step of the optimizer is no number"),
+    "no groups": (lambda state: state["last_optimizer_state"].pop("param_groups"), "param_groups"),
+    "numbers for symbols": (lambda state: state["task_state"].update(symbols=[1]), "no names"),
+    "a number of many digits": (lambda state: state.update(x=10**400), "more than 64 bits"),
+    "a set": (lambda state: state.update(x={1}), "holds a set"),
+    "bytes": (lambda state: state.update(x=bytearray(3)), "holds a bytearray"),
+    "unfolding lists": (lambda state: state.update(x=doubled(40)), "nested too deeply"),
+    "many objects": (lambda state: state.update(x=[[] for _ in range(10**6)]), "1,000,000 objects"),
+}
+# fmt: on
+
+
+def doubled(times):
+    value = [0]
+    for _ in range(times):
+        value = [value, value]
+    return value
+
+
+def with_code(value, code):
+    """Put code in the place of CODE in flags."""
+    if isinstance(value, argparse.Namespace):
+        return argparse.Namespace(**with_code(vars(value), code))
+    if isinstance(value, dict):
+        return {key: with_code(inner, code) for key, inner in value.items()}
+    return code if isinstance(value, str) and value == "CODE" else value
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_hostile_or_odd_checkpoint_is_refused(name, ran, tmp_path, monkeypatch):
+    change, message = CHANGES[name]
+
+    def apply(state):
+        change(state)
+        for key in ("cfg", "args"):
+            if key in state:
+                state[key] = with_code(state[key], MAKES_A_DIRECTORY.format(str(ran)))
+
+    path = changed(tmp_path / "checkpoint.pt", apply)
+    monkeypatch.chdir(GOOD.parent)
+    with pytest.raises(UserError) as caught:
+        checkpoint_utils.load_model_ensemble_and_task([str(path)])
+    found = str(caught.value)
+    assert message in found and str(path) in found and "\n" not in found
+    assert not ran.exists()
+
+
+def test_what_is_not_used_is_left_out(tmp_path):
+    """Flags of logging, meters and what is unknown neither stop a checkpoint nor are they kept."""
+
+    def change(state):
+        state["cfg"]["common"].update(log_format="${oc.env:HOME}", seed="x")
+        state["extra_state"]["metrics"] = {"default": [(1, "x", "OrderedDict", {})]}
+        state["unknown"] = {"a": [1, 2]}
+
+    state = checkpoints.load(changed(tmp_path / "checkpoint.pt", change))
+    assert "unknown" not in state and "metrics" not in state["extra_state"]
+    cfg = checkpoint_reading.configuration(state)
+    assert cfg.common.log_format is None and cfg.common.seed == 1
+
+
+def test_a_flipped_bit_is_noticed(tmp_path):
+    """What is read is what was written, wherever the file is damaged."""
+    content, path = GOOD.read_bytes(), tmp_path / "checkpoint.pt"
+    draw, whole = random.Random(0), checkpoints.load(GOOD)
+    refused = 0
+    for _ in range(200):
+        damaged = bytearray(content)
+        bit = draw.randrange(8 * len(content))
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        try:
+            state = checkpoints.load(path)
+        except UserError:
+            refused += 1
+        else:
+            assert_equal(state, whole)
+    # the others are in the padding between parts
+    assert refused > 150
+
+
+def test_a_compressed_checkpoint_is_not_unpacked(tmp_path):
+    large = io.BytesIO()
+    torch.save({"model": {"weight": torch.zeros(30_000_000)}}, large)
+    path = tmp_path / "checkpoint.pt"
+    with (
+        zipfile.ZipFile(large) as source,
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target,
+    ):
+        for member in source.infolist():
+            target.writestr(member.filename, source.read(member))
+    assert path.stat().st_size < 1_000_000
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match="is compressed, which torch never does"):
+        checkpoints.load(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
+
+
+def test_parts_that_overlap_are_refused(tmp_path):
+    """Entries of an archive that all stand for the same bytes."""
+    path = tmp_path / "checkpoint.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x/data.pkl", b"\x80\x02}.")
+        archive.writestr("x/data/0", bytes(100_000))
+        member = archive.infolist()[-1]
+        for number in range(1, 50):
+            other = copy.copy(member)
+            other.filename = f"x/data/{number}"
+            archive.filelist.append(other)
+            archive.NameToInfo[other.filename] = other
+    with pytest.raises(UserError, match="its parts overlap"):
+        checkpoints.load(path)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "directory", "device", "missing"])
+def test_what_is_no_file_is_not_waited_for(kind, tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "directory":
+        path.mkdir()
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    with pytest.raises(UserError, match="no regular file|a directory|No such file"):
+        checkpoints.load(path)
+
+
+def test_torch_allows_no_more_than_it_did():
+    before = set(torch.serialization.get_safe_globals())
+    checkpoints.load(GOOD)
+    assert set(torch.serialization.get_safe_globals()) == before
+    assert argparse.Namespace not in before
 
 
 def pickled(function, *arguments):
