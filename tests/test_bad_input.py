@@ -31,13 +31,14 @@ FLAGS = {
 
 @dataclass
 class Case:
-    """Input of one kind, what is done to its data, flags, and what the message must contain."""
+    """Input of one kind, words of the message, damage to the data, flags with and without."""
 
     name: str
     kind: str
     words: list[str]
     damage: object = lambda data: None
     flags: list[str] = field(default_factory=list)
+    without: list[str] = field(default_factory=list)
 
 
 def write(path, content):
@@ -235,6 +236,75 @@ CASES = [
     Case("--pixel-normalization by 0", "image",
          ["--pixel-normalization is (0.5, 0.0)", "positive standard deviation"],
          flags=["--pixel-normalization", "0.5", "0"]),
+    Case("--pixel-normalization by infinity", "image",
+         ["--pixel-normalization is (0.5, inf)", "finite mean"],
+         flags=["--pixel-normalization", "0.5", "inf"]),
+    *(Case(f"{flag} {value}", "text", [f"{flag} is ", f"must be {allowed}"], flags=[flag, value])
+      for flag, allowed, values in [
+          ("--dropout", "at least 0 and below 1", ["1.5", "-1", "nan", "1.0", "inf"]),
+          ("--act-dropout", "at least 0 and below 1", ["1.5", "nan"]),
+          ("--attention-dropout", "at least 0 and below 1", ["-0.1", "1"]),
+          ("--encoder-layers", "at least 1 and at most 1,000", ["0", "-1", "1001"]),
+          ("--n-dim", "at least 1", ["0", "-3"]),
+          ("--z-dim", "at least 1", ["0"]),
+          ("--encoder-embed-dim", "at least 1", ["0", "-8"]),
+          ("--encoder-hidden-dim", "at least 1", ["0"]),
+          ("--encoder-ffn-embed-dim", "at least 0", ["-1"]),
+          ("--encoder-attention-heads", "at least 1", ["0"]),
+          ("--classifier-out-dim", "at least 1", ["0"]),
+          ("--max-positions", "at least 1 and at most 1,000,000", ["0", "-1", "100000000000"]),
+          ("--sentence-class-num", "at least 1 and at most 100,000", ["100000000"]),
+          ("--lr", "a finite number above 0", ["0", "-0.1", "1e-400", "0.1,0", "1e999"]),
+          ("--clip-norm", "a finite number at least 0", ["nan", "-1"]),
+          ("--weight-decay", "a finite number at least 0", ["-0.1"]),
+          ("--adam-betas", "at least 0 and below 1", ["(0.9, 1.0)"]),
+          ("--adam-eps", "a finite number above 0", ["0"]),
+          ("--label-smoothing", "at least 0 and below 1", ["1"]),
+          ("--update-freq", "at least 1", ["0", "1,0"]),
+          ("--batch-size", "at least 1", ["-3", "0"]),
+          ("--num-workers", "at least 0", ["-1"]),
+          ("--seed", "at least 0 and at most 4,294,967,295", ["-1", "4294967296"]),
+          ("--warmup-updates", "at least 0", ["-1"]),
+          ("--max-update", "at least 0", ["-1"]),
+          ("--patience", "at least -1", ["-2"]),
+          ("--log-interval", "at least 1", ["0"]),
+          ("--save-interval", "at least 1", ["0"]),
+          ("--validate-interval", "at least 1", ["0"]),
+      ] for value in values),
+    Case("--encoder-ffn-embed-dim 0 of a transformer", "text", ["which only MEGA takes"],
+         flags=["--arch", "transformer_lra_imdb", "--encoder-ffn-embed-dim", "0"]),
+    *(Case(f"--criterion {name}", "text", [f"--criterion is {name}", "lra_cross_entropy"],
+           flags=["--criterion", name])
+      for name in ["cross_entropy", "label_smoothed_cross_entropy", "sentence_prediction"]),
+    Case("no --criterion", "text", ["--criterion is cross_entropy", "--criterion lra_cross_ent"],
+         without=["--criterion"]),
+    Case("no --arch", "text", ["--arch is missing", "such as mega_lra_listop"],
+         without=["--arch"]),
+    Case("no --batch-size", "text", ["--batch-size is missing"], without=["--batch-size"]),
+    Case("--max-tokens below the longest example", "text",
+         ["--max-tokens is 20, but the longest example", "has 30 positions"],
+         flags=["--max-tokens", "20"]),
+    Case("--best-checkpoint-metric without its direction", "text",
+         ["accuracy is best where it is highest: add --maximize-best-checkpoint-metric"],
+         without=["--maximize-best-checkpoint-metric"]),
+    Case("--best-checkpoint-metric in the wrong direction", "text",
+         ["loss is best where it is lowest: leave out"],
+         flags=["--best-checkpoint-metric", "loss"]),
+    Case("--best-checkpoint-metric that is not logged", "text",
+         ["--best-checkpoint-metric is f1, which is not logged: give one of loss, accuracy"],
+         flags=["--best-checkpoint-metric", "f1"]),
+    Case("--fp16 on a CPU", "text", ["--fp16 needs a GPU"], flags=["--fp16"]),
+    Case("--fp16 and --bf16", "text", ["--fp16 and --bf16 exclude each other"],
+         flags=["--fp16", "--bf16"]),
+    Case("a number that is none", "text", ["'1e'", "cannot be read as a number"],
+         flags=["--lr", "1e"]),
+    Case("a name that is not UTF-8", "text", ["--tensorboard-logdir", "which is not UTF-8"],
+         flags=["--tensorboard-logdir", "a\udcff"]),
+    Case("a --restore-file that is not there", "text", ["--restore-file missing.pt is not there"],
+         flags=["--restore-file", "missing.pt"]),
+    Case("a --finetune-from-model that is not there", "text",
+         ["--finetune-from-model missing.pt is not there"],
+         flags=["--finetune-from-model", "missing.pt"]),
 ]
 # fmt: on
 
@@ -304,8 +374,12 @@ def test_one_sentence_before_training_starts(case, whole, run, tmp_path):
         shutil.copytree(source, tmp_path / source.name)
     data, save = tmp_path / case.kind, tmp_path / "save"
     case.damage(data)
-    refused(case.words, run, fairseq_train, data, *TRAINING, *TINY, *FLAGS[case.kind],
-            *case.flags, "--save-dir", save)  # fmt: skip
+    flags = [*TRAINING, *TINY, *FLAGS[case.kind]]
+    for flag in case.without:
+        begin = flags.index(flag)
+        takes_none = begin + 1 == len(flags) or flags[begin + 1].startswith("--")
+        del flags[begin : begin + (1 if takes_none else 2)]
+    refused(case.words, run, fairseq_train, data, *flags, *case.flags, "--save-dir", save)
     assert not run.begun
     assert not save.exists() or not list(save.iterdir())
 
@@ -344,12 +418,14 @@ def checkpoint(whole):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--encoder-embed-dim", "10"], ["has shape (17, 8) there and (17, 10) here", "--arch"]),
-        (["--encoder-layers", "3"], ["layers.2.", "is missing there", "such differences"]),
-        (["--encoder-layers", "1"], ["layers.1.", "is unknown here"]),
-        (["--arch", "transformer_lra_imdb"], ["is missing there", "--arch"]),
-        (["--attention", "csp"], ["attention weights that --attention csp lacks", "--reset-opt"]),
-        (["--attention", "csp", "--bf16"], ["optimizer state does not fit"]),
+        (["--encoder-embed-dim", "10"], ["--encoder-embed-dim is 10, but", "trained with 8"]),
+        (["--encoder-layers", "3"], ["--encoder-layers is 3, but", "trained with 2"]),
+        (["--arch", "transformer_lra_imdb"], ["--arch is transformer_lra_imdb", "mega_lra_imdb"]),
+        (["--attention", "csp"], ["--attention is csp", "trained with none", "--finetune-from"]),
+        (["--csp-shift", "linear"], ["--csp-shift is linear", "with exponential", "--save-dir"]),
+        (["--activation-fn", "relu"], ["--activation-fn is relu, but", "trained with silu"]),
+        (["--sen-rep-type", "cls"], ["--sen-rep-type is cls, but", "trained with mp"]),
+        (["--max-positions", "99"], ["--max-positions is 99, but", "trained with 4002"]),
     ],
     ids=lambda value: "-".join(value) if value[0].startswith("--") else None,
 )

@@ -1,48 +1,32 @@
 """Cross entropy of image classification: label smoothing, mixed images, top-1 and top-5."""
 
-from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from fairseq.criterions import register_criterion
-from fairseq.dataclass import FairseqDataclass
-from fairseq.logging import metrics
+from fairseq.logging import metrics as logged
 from fairseq.models import BaseFairseqModel
 from torch import Tensor
 
-from fairseq_csp.criterions.lra_cross_entropy import LRACrossEntropyCriterion
-from fairseq_csp.errors import UserError
+from fairseq_csp.criterions.lra_cross_entropy import (
+    LRACrossEntropyConfig,
+    LRACrossEntropyCriterion,
+)
 
 TOP = 5
 
 
-@dataclass
-class ImageCrossEntropyConfig(FairseqDataclass):
-    """Flags of the criterion."""
-
-    label_smoothing: float = field(
-        default=0.0,
-        metadata={"help": "share of the target that is spread over all classes, in training"},
-    )
-
-
-@register_criterion("image_cross_entropy", dataclass=ImageCrossEntropyConfig)
+@register_criterion("image_cross_entropy", dataclass=LRACrossEntropyConfig)
 class ImageCrossEntropyCriterion(LRACrossEntropyCriterion):
     """Cross entropy averaged over images; logged in bits, with top-1 and top-5 in percent.
 
     Args:
         task: the task.
         label_smoothing: share of the target that is spread over all classes (arXiv 1512.00567).
-
-    Raises:
-        UserError: it is not from 0 to below 1.
     """
 
-    def __init__(self, task: object, label_smoothing: float) -> None:
-        super().__init__(task)
-        if not 0 <= label_smoothing < 1:
-            raise UserError(f"--label-smoothing is {label_smoothing}; it must be from 0 to below 1")
-        self.label_smoothing = label_smoothing
+    metrics: ClassVar = {**LRACrossEntropyCriterion.metrics, "top5": True}
 
     def forward(
         self, model: BaseFairseqModel, sample: dict, reduce: bool = True
@@ -89,4 +73,4 @@ class ImageCrossEntropyCriterion(LRACrossEntropyCriterion):
         images = sum(float(log.get("sample_size", 0)) for log in logging_outputs)
         if images:
             found = sum(float(log.get("ncorrect5", 0)) for log in logging_outputs)
-            metrics.log_scalar("top5", 100 * found / images, images, round=3)
+            logged.log_scalar("top5", 100 * found / images, images, round=3)

@@ -2,20 +2,50 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch.nn.functional as F
 from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
 from fairseq.models import BaseFairseqModel
+from fairseq.tasks import FairseqTask
 from torch import Tensor, nn
 
 from fairseq_csp.modules.attention import auxiliary_loss
 
 
-@register_criterion("lra_cross_entropy", dataclass=FairseqDataclass)
+@dataclass
+class LRACrossEntropyConfig(FairseqDataclass):
+    """Flags of the loss."""
+
+    label_smoothing: float = field(
+        default=0.0,
+        metadata={"help": "share of the target that training spreads evenly over all classes"},
+    )
+
+
+@register_criterion("lra_cross_entropy", dataclass=LRACrossEntropyConfig)
 class LRACrossEntropyCriterion(FairseqCriterion):
-    """Cross entropy averaged over examples; logged in bits, with the accuracy in percent."""
+    """Cross entropy averaged over examples; logged in bits, with the accuracy in percent.
+
+    With label smoothing (arXiv 1512.00567, section 7) the training loss is that of the smoothed
+    target; evaluation is without.
+
+    Args:
+        task: what it is the loss of.
+        label_smoothing: share of the target that is spread evenly over all classes, in [0, 1).
+
+    Attributes:
+        metrics: what is logged of a validation, and whether it is best where it is highest.
+    """
+
+    metrics: ClassVar = {"loss": False, "accuracy": True}
+
+    def __init__(self, task: FairseqTask, label_smoothing: float = 0.0) -> None:
+        super().__init__(task)
+        self.label_smoothing = label_smoothing
 
     def forward(
         self, model: BaseFairseqModel, sample: dict, reduce: bool = True
@@ -34,7 +64,12 @@ class LRACrossEntropyCriterion(FairseqCriterion):
         """
         logits = model(**sample["net_input"])
         target = sample["target"].view(-1)
-        loss = F.cross_entropy(logits.float(), target, reduction="sum" if reduce else "none")
+        loss = F.cross_entropy(
+            logits.float(),
+            target,
+            reduction="sum" if reduce else "none",
+            label_smoothing=self.label_smoothing if getattr(model, "training", False) else 0.0,
+        )
         examples = target.size(0)
         log = {
             "loss": loss.detach(),
