@@ -1,8 +1,9 @@
-"""Writing files so that a kill or a full disk leaves no half of one."""
+"""Files written whole or not at all, and read where they are files."""
 
 import contextlib
 import math
 import os
+import stat
 
 from fairseq_csp.errors import UserError
 
@@ -35,3 +36,41 @@ def write_whole(path: str, content: bytes | memoryview) -> None:
             f"make room for {math.ceil(len(content) / 2**20):,} MiB, then the same command "
             "goes on from the last one"
         ) from error
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """Read a regular file of UTF-8; a pipe would be waited for.
+
+    Args:
+        path: where.
+
+    Raises:
+        UserError: it cannot be read, is no regular file, or not UTF-8.
+    """
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise UserError(f"{path} is no regular file: move it away")
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8: it is damaged, or of another program") from error
+
+
+def write_text(path: str | os.PathLike[str], text: str, add: bool = False) -> None:
+    """Write a small file, or add to one.
+
+    Args:
+        path: where.
+        text: what.
+        add: behind what is there.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        with open(path, "a" if add else "w", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise UserError(f"{path} could not be written ({error.strerror}): make room") from error

@@ -16,6 +16,7 @@ from tests.helpers.commands import (
     ENVIRONMENT,
     ROOT,
     SMALL,
+    TOOLS,
     generate_listops,
     logged,
     start,
@@ -176,6 +177,29 @@ def test_full_disk_leaves_the_checkpoint_before(whole, listops, tmp_path):
     assert run.go() == 0, run.log
     run.losses |= {key: full.losses[key] for key in full.losses if key not in run.losses}
     assert_same_runs(whole, run)
+
+
+@pytest.mark.parametrize("what", ["log", "tensorboard"])
+def test_full_disk_under_a_log_is_one_sentence(what, listops, tmp_path):
+    """The checkpoints lie elsewhere; a limit on the size of a file stands for the disk."""
+    flags = {
+        "log": ["--log-file", tmp_path / "train.log"],
+        "tensorboard": ["--tensorboard-logdir", tmp_path / "tensorboard"],
+    }[what]
+    limited = (
+        "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500));"
+        "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    program = TOOLS / "fairseq-train"
+    command = training_command(listops, tmp_path / "save", "--max-update", "30", *FLAGS, *flags)
+    full = Run(
+        tmp_path / "save", [sys.executable, "-c", limited, program, *command[1:], "--no-save"]
+    )
+    assert full.go() == 1
+    assert "Traceback" not in full.log and "Exception" not in full.log, full.log
+    assert re.search(
+        r"could not be written \(File too large\): make room", full.log.splitlines()[-1]
+    )
 
 
 def train_lra_run(listops, save_dir):

@@ -1,4 +1,4 @@
-"""Each line stands once in ``--log-file``.
+"""Each line stands once in ``--log-file``, in a directory that is made where it is missing.
 
 fairseq opens the file anew at each epoch beside the earlier ones, and writes a line of the n-th
 epoch n times.

@@ -121,7 +121,7 @@ def convert(path: str | Path, data: str) -> dict[str, Any]:
 
     found, state = read(path)
     flags = ["--task", "image-classification", "--arch", "vit_cifar10"]
-    flags += ["--criterion", "image_cross_entropy", "--optimizer", "adam"]
+    flags += ["--criterion", "image_cross_entropy", "--optimizer", "adam", "--batch-size", "1"]
     for name, value in found.items():
         size = "x".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
         flags += ["--" + name.replace("_", "-"), size]

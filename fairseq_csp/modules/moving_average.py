@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairseq_csp.modules.lengths import SequenceLengths
@@ -11,7 +12,7 @@ from fairseq_csp.ops.ema import circular_kernel, convolve, ema_kernel
 
 
 class MovingAverage(nn.Module):
-    """``EMA(x) + omega * x`` in both directions (arXiv 2209.10655, section 3.1).
+    """``silu(EMA(x) + omega * x)`` in both directions (arXiv 2209.10655, section 3.1).
 
     Args:
         dim: channels D.
@@ -36,7 +37,7 @@ class MovingAverage(nn.Module):
         """Average (batch, D, positions) over the positions; padding counts as 0."""
         x = lengths.zero_padding(x)
         circle = circular_kernel(self._kernel(x.size(2)), self.omega, x.size(2))
-        return convolve(x, circle)
+        return F.silu(convolve(x, circle))
 
     def _kernel(self, positions: int) -> Tensor:
         lags = min(positions, self.truncation or positions)

@@ -1,8 +1,11 @@
 """What LRA's text and image tasks have in common."""
 
+import copy
+import hashlib
 import logging
 import math
 import os
+import re
 import sys
 from dataclasses import dataclass, field
 
@@ -28,6 +31,7 @@ from omegaconf import II, MISSING
 
 from fairseq_csp.data.summary import read_summary
 from fairseq_csp.errors import UserError
+from fairseq_csp.fairseq_patches import early_stopping
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +68,9 @@ class LRATask(FairseqTask):
                 "data"
             )
         self._update, self._model = 0, None
+        self._outlining = False
+        self._prints: dict[str, dict] = {}
+        self._expected: tuple[str, dict] | None = None
         if _is_limited(cfg.data):
             logger.warning(
                 f"{cfg.data} is a limited or synthetic set (its summary.json says so): accuracies "
@@ -74,14 +81,46 @@ class LRATask(FairseqTask):
         """Build the model.
 
         Raises:
-            UserError: it has fewer classes than the data.
+            UserError: it has fewer classes than the data, or does not fit into memory.
         """
         if cfg.sentence_class_num < self.num_classes:
             raise UserError(
                 f"--sentence-class-num is {cfg.sentence_class_num}, but {self.cfg.data} has "
                 f"{self.num_classes} classes: is the architecture one for this data set?"
             )
+        if self._outlining:
+            return super().build_model(cfg, from_checkpoint)
+        outline = self.outline(cfg)
+        if outline is not None:
+            needed = sum(x.numel() * x.element_size() for x in outline.state_dict().values())
+            if needed > available_memory():
+                raise UserError(
+                    f"the model would take {needed / 2**30:,.1f} GiB, more memory than is free "
+                    "here: lower --max-positions or the sizes that you gave"
+                )
         return super().build_model(cfg, from_checkpoint)
+
+    def outline(self, cfg: FairseqDataclass) -> BaseFairseqModel | None:
+        """Build the model without numbers, for the sizes of its weights.
+
+        Args:
+            cfg: the model's configuration.
+
+        Returns:
+            The model on torch's meta device; None where a part of it cannot be built so.
+        """
+        cfg = copy.deepcopy(cfg)
+        if getattr(cfg, "apply_bert_init", False):
+            # draws numbers on the host
+            cfg.apply_bert_init = False
+        self._outlining = True
+        try:
+            with torch.device("meta"):
+                return self.build_model(cfg, True)
+        except NotImplementedError:
+            return None
+        finally:
+            self._outlining = False
 
     def can_reuse_epoch_itr(self, dataset: FairseqDataset) -> bool:
         """Whether a data set's loader serves all epochs: its examples stay what they are.
@@ -97,10 +136,24 @@ class LRATask(FairseqTask):
         ``--required-batch-size-multiple``, 8 unless told otherwise: test examples would be lost.
         Its thread that reads ahead (``--data-buffer-size``) is left out: loader workers read ahead
         themselves, and a process that ends while the thread is inside torch is aborted.
+
+        Raises:
+            UserError: an example is longer than ``--max-tokens``.
         """
         kwargs["required_batch_size_multiple"] = 1
         kwargs["data_buffer_size"] = 0
+        dataset = kwargs["dataset"] if "dataset" in kwargs else args[0]
+        longest = max(dataset.num_tokens(index) for index in range(len(dataset)))
+        if kwargs.get("max_tokens") is not None and longest > kwargs["max_tokens"]:
+            raise UserError(
+                f"--max-tokens is {kwargs['max_tokens']:,}, but the longest example in "
+                f"{self.cfg.data} has {longest:,} positions: give at least that, or --batch-size"
+            )
         return super().get_batch_iterator(*args, **kwargs)
+
+    def has_sharded_data(self, split: str) -> bool:
+        """Tell fairseq that a path with a colon in it is one path."""
+        return False
 
     def train_step(
         self,
@@ -144,7 +197,39 @@ class LRATask(FairseqTask):
             parameter.isfinite().all() for parameter in self._model.parameters()
         ):
             raise self._diverged("model")
-        return super().state_dict()
+        return {
+            **super().state_dict(),
+            "data": dict(self._prints),
+            "early_stopping": early_stopping.state(),
+        }
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Take up what a checkpoint keeps of the task."""
+        early_stopping.restore(state_dict.get("early_stopping") or {})
+
+    def expect_data(self, state_dict: dict, checkpoint: str) -> None:
+        """Refuse, as soon as they are loaded, splits that a run was not begun with.
+
+        Args:
+            state_dict: what the run's checkpoint keeps of its task; earlier ones do not tell.
+            checkpoint: its path.
+
+        Raises:
+            UserError: a split that is loaded is another one.
+        """
+        self._expected = checkpoint, state_dict.get("data") or {}
+        self._compare_data()
+
+    def _compare_data(self) -> None:
+        checkpoint, expected = self._expected or ("", {})
+        for split, found in self._prints.items():
+            then = expected.get(split)
+            if isinstance(then, dict) and then != found:
+                raise UserError(
+                    f"{self.cfg.data}: split {split} is not the one that {checkpoint} was trained "
+                    f"with ({then.get('examples')} examples then, {found['examples']:,} here): "
+                    "give its data, or another --save-dir to train anew"
+                )
 
     def _diverged(self, what: str) -> UserError:
         if not self._update:
@@ -189,6 +274,8 @@ class LRATask(FairseqTask):
                 f"{classes[example]}, but with --sentence-class-num {self.cfg.sentence_class_num} "
                 f"the classes are 0 to {self.cfg.sentence_class_num - 1}"
             )
+        self._prints[split] = fingerprint(net_input, classes, sizes)
+        self._compare_data()
         dataset = NestedDictionaryDataset(
             {
                 "id": IdDataset(),
@@ -217,6 +304,40 @@ class LRATask(FairseqTask):
     def target_dictionary(self) -> Dictionary | None:
         """Names of the classes; None where they are numbers."""
         return None
+
+
+def fingerprint(
+    net_input: dict[str, FairseqDataset], classes: np.ndarray, sizes: np.ndarray
+) -> dict[str, object]:
+    """Tell the examples of a split from others, without reading all of them.
+
+    Args:
+        net_input: the model's arguments by name; ``...tokens`` are the examples.
+        classes: (examples,) class of each example.
+        sizes: (examples,) positions of each example.
+
+    Returns:
+        ``examples``, and ``sha256`` of all classes and sizes and of 64 examples throughout.
+    """
+    content = hashlib.sha256(np.asarray(classes, np.int64).tobytes())
+    content.update(np.asarray(sizes, np.int64).tobytes())
+    for name, dataset in net_input.items():
+        if name.endswith("tokens"):
+            for index in np.linspace(0, len(sizes) - 1, 64).astype(int):
+                # of pixels as well, on whichever machine they were normalised
+                item = dataset[int(index)].double().mul(1000).round().long()
+                content.update(item.numpy().tobytes())
+    return {"examples": len(sizes), "sha256": content.hexdigest()}
+
+
+def available_memory() -> float:
+    """Return the bytes of memory that are free, infinity where the system does not tell."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            free = re.search(r"^MemAvailable:\s+(\d+) kB", file.read(), re.MULTILINE)
+    except OSError:
+        free = None
+    return int(free[1]) * 1024 if free else math.inf
 
 
 def _is_limited(directory: str) -> bool:

@@ -1,6 +1,7 @@
 """LRA's image tasks: CIFAR-10, Pathfinder and Path-X, as sequences of real-valued pixels."""
 
 import logging
+import math
 from argparse import ArgumentParser
 from dataclasses import dataclass, field
 from typing import Optional
@@ -44,9 +45,10 @@ class LRAImageTask(LRATask):
     def __init__(self, cfg: LRAImageConfig) -> None:
         super().__init__(cfg)
         normalization = tuple(cfg.pixel_normalization or NORMALIZATION)
-        if len(normalization) != 2 or not normalization[1] > 0:
+        finite = all(map(math.isfinite, normalization))
+        if len(normalization) != 2 or not finite or not normalization[1] > 0:
             raise UserError(
-                f"--pixel-normalization is {normalization}; it must be a mean and a positive "
+                f"--pixel-normalization is {normalization}; it must be a finite mean and positive "
                 f"standard deviation, such as {NORMALIZATION[0]} {NORMALIZATION[1]}"
             )
         self.mean, self.std = normalization

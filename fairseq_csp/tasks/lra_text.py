@@ -132,6 +132,7 @@ class LRATextTask(LRATask):
         Raises:
             UserError: one is another. Published checkpoints do not tell theirs.
         """
+        super().load_state_dict(state_dict)
         dictionaries = {"symbols": self.dictionary, "classes": self.label_dictionary}
         for kind, dictionary in dictionaries.items():
             own, theirs = dictionary.symbols, state_dict.get(kind, ())

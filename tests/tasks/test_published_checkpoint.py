@@ -37,7 +37,7 @@ def test_validates(subset, loss, accuracy, monkeypatch):
 
 def test_restore(published, tmp_path):
     """Weights, optimizer and schedule go on where the published code stopped."""
-    words = [*MODEL, "--restore-file", CHECKPOINT, "--lr", "0"]
+    words = [*MODEL, "--restore-file", CHECKPOINT, "--lr", "1e-12"]
     checkpoint = train(GOLDEN / "data", tmp_path, *words, updates=131)
     assert checkpoint["optimizer_history"][-1]["num_updates"] == 131
     found = checkpoint["last_optimizer_state"]["state"]
@@ -63,8 +63,8 @@ def test_restore(published, tmp_path):
 )
 @pytest.mark.parametrize("attention", [[], CSP], ids=["own", "csp"])
 def test_start_from_weights(attention, how, published, tmp_path):
-    words = [*MODEL, *attention, *how, "--lr", "0"]
-    with logged("fairseq_csp.models.loading") as lines:
+    words = [*MODEL, *attention, *how, "--lr", "1e-12"]
+    with logged("fairseq_csp.models.lra") as lines:
         checkpoint = train(GOLDEN / "data", tmp_path, *words, updates=1)
     dropped = [line for line in lines if line.startswith(f"dropped {DEAD:,} attention weights")]
     assert len(dropped) == (1 if attention else 0)
@@ -75,7 +75,7 @@ def test_start_from_weights(attention, how, published, tmp_path):
         torch.testing.assert_close(value, expected, rtol=0, atol=1e-6)
 
 
-def test_optimizer_state_of_other_parameters_is_refused(tmp_path):
+def test_going_on_with_another_attention_is_refused(tmp_path):
     words = [*MODEL, *CSP, "--restore-file", CHECKPOINT]
-    with pytest.raises(UserError, match=f"has {DEAD:,} attention weights .* --reset-optimizer"):
+    with pytest.raises(UserError, match="--attention is csp, but .* --finetune-from-model"):
         train(GOLDEN / "data", tmp_path, *words)
