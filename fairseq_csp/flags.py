@@ -4,6 +4,7 @@ import math
 from argparse import ArgumentTypeError
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from fairseq_csp.errors import UserError
 
@@ -27,6 +28,24 @@ def positive(text: str) -> int:
     if value < 1:
         raise ArgumentTypeError(f"{text} is not above zero")
     return value
+
+
+def user_directory(text: str) -> str:
+    """Read a flag's value that must be a user directory of fairseq; a ``type`` for argparse.
+
+    Args:
+        text: the value as it was written.
+
+    Returns:
+        Its absolute path.
+
+    Raises:
+        ArgumentTypeError: there is no such directory, or it is no package.
+    """
+    path = Path(text).absolute()
+    if not (path / "__init__.py").is_file():
+        raise ArgumentTypeError(f"{text} is no directory with an __init__.py")
+    return str(path)
 
 
 @dataclass(frozen=True)

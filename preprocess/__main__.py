@@ -16,6 +16,7 @@ from fairseq import utils
 
 from fairseq_csp.datasets import DATASETS, IMAGE_SETS
 from fairseq_csp.errors import UserError
+from fairseq_csp.flags import user_directory
 
 # what is done with a data set, beside preparing it
 TOOLS = {
@@ -30,7 +31,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command and return the exit status: 0, 1 (an error, told in one line), or 130."""
     outer = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     outer.add_argument(
-        "--user-dir", metavar="DIR", help="a user directory that registers data sets of its own"
+        "--user-dir",
+        metavar="DIR",
+        type=user_directory,
+        help="a user directory that registers data sets of its own",
     )
     user, arguments = outer.parse_known_args(arguments)
     if user.user_dir is not None:

@@ -9,7 +9,7 @@ from fairseq import utils
 
 from fairseq_csp.analysis import collapse, maps, rank, reach
 from fairseq_csp.errors import UserError
-from fairseq_csp.flags import positive
+from fairseq_csp.flags import positive, user_directory
 from fairseq_csp.ops.csp import FULL, ORDERS
 from fairseq_csp.output import printable
 
@@ -43,7 +43,8 @@ def _parser() -> argparse.ArgumentParser:
         add = made.add_argument
         add("checkpoints", nargs="+", type=Path, metavar="CHECKPOINT", help="those to compare")
         add("--data", type=Path, help="the prepared data, where it is not where it was in training")
-        add("--user-dir", help="your own user directory, where the model needs it")
+        text = "your own user directory, where the model needs it"
+        add("--user-dir", type=user_directory, metavar="DIR", help=text)
         add("--split", default=split, help="split that inputs are taken from")
         return made
 

@@ -6,11 +6,13 @@ import sys
 from pathlib import Path
 
 import torch
+from fairseq import utils
 
 from fairseq_csp.errors import UserError
+from fairseq_csp.flags import user_directory
 from fairseq_csp.report.pages import markdown_report, write_html, write_markdown
 from fairseq_csp.report.runs import BEST, NOT_TESTED, Run, find_runs
-from fairseq_csp.train_lra import evaluate
+from fairseq_csp.train_lra import USER_DIR, evaluate
 
 logger = logging.getLogger("report")
 WRITERS = {".html": write_html, ".md": write_markdown}
@@ -31,7 +33,11 @@ def main(arguments: list[str]) -> int:
         "--out", type=Path, help="report.html or report.md (default: Markdown tables on the screen)"
     )
     add("--test", action="store_true", help="test the best checkpoints that were not tested yet")
+    text = "your own user directory, where the models need it"
+    add("--user-dir", type=user_directory, metavar="DIR", help=text)
     args = parser.parse_args(arguments)
+    if args.user_dir:
+        utils.import_user_module(args)
     if args.out is not None and (args.out.suffix not in WRITERS or args.out.is_dir()):
         raise UserError(
             f"--out is {args.out}: it must be a file, its name must end in {' or '.join(WRITERS)}"
@@ -41,7 +47,7 @@ def main(arguments: list[str]) -> int:
     if args.test:
         for run in runs:
             try:
-                _test(run)
+                _test(run, args.user_dir or USER_DIR)
             except UserError as error:
                 logger.warning(error)
                 status = 1
@@ -55,14 +61,18 @@ def main(arguments: list[str]) -> int:
     return status
 
 
-def _test(run: Run) -> None:
+def _test(run: Run, user_dir: str) -> None:
     """Test a run that was not tested.
+
+    Args:
+        run: the run.
+        user_dir: the user directory that its model needs.
 
     Raises:
         UserError: it cannot be tested.
     """
     best = run.path / BEST
-    if run.status != NOT_TESTED or not best.exists():
+    if run.status != NOT_TESTED or not best.is_file():
         return
     if run.data is None:
         raise UserError(f"{best} could not be tested: nothing tells what data it was trained on")
@@ -72,6 +82,7 @@ def _test(run: Run) -> None:
         run.path,
         batch_size if batch_size.isdecimal() else "32",
         cpu=not torch.cuda.is_available(),
+        user_dir=user_dir,
     )
     if status:
         raise UserError(f"{best} could not be tested: the lines above tell why")

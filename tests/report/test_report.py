@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import statistics
+import sys
 from xml.etree import ElementTree
 
 import pytest
@@ -14,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from fairseq_csp.errors import UserError
 from fairseq_csp.report.__main__ import main
 from fairseq_csp.report.results import wilson
-from tests.helpers.commands import validate
+from tests.helpers.commands import call, succeed, validate
 
 
 def table(text, title):
@@ -126,6 +127,41 @@ def test_seeds_are_one_row_and_settings_are_not(runs, capsys):
     assert row["seeds"] == "1, 2, 3"
     assert row["test %"] == f"**37.00 ± {statistics.stdev(accuracies):.2f}**"
     assert rows["--csp-shift linear"]["test %"] == "20.00"
+
+
+OWN = """\
+from dataclasses import dataclass
+
+import fairseq_csp
+from fairseq_csp.modules.attention import ValueAttention, option, register_attention
+
+
+@dataclass
+class MineOptions:
+    width: int = option(3, "how wide")
+
+
+@register_attention("mine", options=MineOptions)
+class Mine(ValueAttention):
+    pass
+"""
+
+
+def test_functions_of_a_user_directory_are_known_by_it(runs, tmp_path):
+    (tmp_path / "somebodys").mkdir()
+    (tmp_path / "somebodys" / "__init__.py").write_text("import somebodys.mine\n")
+    (tmp_path / "somebodys" / "mine.py").write_text(OWN)
+    another(runs, "mine-1", {("model", "attention"): "mine"})
+    for seed, width in ((2, 3), (3, 4)):
+        mine = {("model", "attention"): "mine", ("model", "mine_width"): width}
+        another(runs, f"mine-{seed}", {**mine, ("common", "seed"): seed})
+    command = [sys.executable, "-m", "fairseq_csp.report", runs, "--user-dir"]
+    rows = table(succeed(*command, tmp_path / "somebodys"), "Results")
+    rows = {row["seeds"]: row["setting"] for row in rows if row["attention"] == "mine"}
+    assert rows == {"1, 2": "--mine-width 3", "3": "--mine-width 4"}
+    answer = call(*command, tmp_path / "none")
+    assert answer.returncode == 2
+    assert "none is no directory with an __init__.py" in answer.stderr
 
 
 LATER_FLAGS = [
