@@ -121,12 +121,23 @@ IMDB_RELEASE = Download(
     "https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz",
     "84 MB",
     unpacked="aclImdb",
+    bytes=84_125_825,
+    sha256="c40f74a18d3b61f90feba1e17730e0d38e8b97c05fde7008942e91923d1658fe",
 )
 CIFAR10_RELEASE = Download(
     "cifar-10-python.tar.gz",
     "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
     "170 MB",
     unpacked="cifar-10-batches-py",
+    bytes=170_498_071,
+    sha256="6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+)
+# the six sets of the Long Range Arena as MEGA's authors prepared them
+MEGA_RELEASE = Download(
+    "lra.zip",
+    "https://dl.fbaipublicfiles.com/mega/data/lra.zip",
+    "more than 1 GB",
+    unpacked="lra",
 )
 
 # the six of the Long Range Arena, in its order
@@ -226,6 +237,8 @@ register_dataset(
             "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
             "169 MB",
             unpacked="cifar-100-python",
+            bytes=169_001_437,
+            sha256="85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
         ),
         pixels=((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
     )
@@ -254,6 +267,8 @@ register_dataset(
             "http://cs231n.stanford.edu/tiny-imagenet-200.zip",
             "248 MB",
             unpacked="tiny-imagenet-200",
+            bytes=248_100_043,
+            sha256="6198c8ae015e2b3e007c7841da39ec069199b9aa3bfa943a462022fe5e43c821",
         ),
     )
 )

@@ -21,6 +21,7 @@ from fairseq_csp.flags import user_directory
 # what is done with a data set, beside preparing it
 TOOLS = {
     "all": "preprocess.everything",
+    "download": "preprocess.download",
     "convert": "preprocess.convert",
     "show": "preprocess.show",
     "verify": "preprocess.verify",

@@ -28,7 +28,7 @@ _LAYOUT = {name: _TEXT for name in ("src-bin", "src1-bin", "dict-bin", "label-bi
     "label": {f"{split}{ending}" for split in SPLITS for ending in (".label", ".npy")},
 }
 # what a set consists of that was published, or prepared before its summary listed its files
-_PUBLISHED = {f"{folder}/{name}" for folder, names in _LAYOUT.items() for name in names}
+PUBLISHED = {f"{folder}/{name}" for folder, names in _LAYOUT.items() for name in names}
 
 
 @contextmanager
@@ -105,7 +105,7 @@ def _check_replaceable(target: Path) -> None:
 
 def _foreign(directory: Path) -> str | None:
     """Return why a directory is no data set, or has more in it than one; None where it is one."""
-    known = set(_PUBLISHED)
+    known = set(PUBLISHED)
     summary = read_summary(directory) or {}
     if {"name", "splits", "source"} <= set(summary):
         known |= {SUMMARY_FILE, SENTENCEPIECE_FILE, *summary.get("files", ())}

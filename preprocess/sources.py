@@ -40,8 +40,8 @@ def require_raw(data_set: DataSet, directory: Path = RAW_DIRECTORY) -> Path:
         if download is None:
             raise UserError(f"{name} needs its raw files: name the place with --raw PATH")
         raise UserError(
-            f"{name} needs the raw file {download.file} ({download.size}): download it from "
-            f"{download.address} into {directory}/ and run `python -m preprocess {name}`, or name "
-            f"the place where it lies: `python -m preprocess {name} --raw PATH`"
+            f"{name} needs the raw file {download.file} ({download.size}): "
+            f"`python -m preprocess download {name}` downloads it from {download.address} into "
+            f"{directory}/; where it lies elsewhere, `python -m preprocess {name} --raw PATH`"
         )
     return raw
