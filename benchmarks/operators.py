@@ -60,12 +60,12 @@ def csp_function(channels: int) -> Operator:
 
 
 def moving_average(channels: int, truncation: int | None = None) -> Operator:
-    """MEGA's moving average, its activation included."""
+    """MEGA's moving average."""
     move = MovingAverage(channels, COMPONENTS, truncation)
 
     def direct(x: Tensor) -> Tensor:
         parameters = (move.delta, move.alpha, move.beta, move.gamma, move.omega)
-        return F.silu(moving_average_naive(x, *parameters, truncation=truncation))
+        return moving_average_naive(x, *parameters, truncation=truncation)
 
     return Operator(lambda x: move(x, _rows(x)), direct, move, naive_positions_first=False)
 

@@ -1,4 +1,4 @@
-"""Lint, format, shell scripts and what must not be committed."""
+"""Lint, format, types and shell scripts."""
 
 import subprocess
 import sys
@@ -14,6 +14,13 @@ def test_ruff(check):
     answer = subprocess.run(
         [sys.executable, "-m", "ruff", *check, "."], capture_output=True, text=True, cwd=ROOT
     )
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+
+
+def test_types(tmp_path):
+    """Of operators, modules, models and recipes, as pyproject.toml sets it."""
+    command = [sys.executable, "-m", "mypy", "--cache-dir", str(tmp_path)]
+    answer = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert answer.returncode == 0, answer.stdout + answer.stderr
 
 

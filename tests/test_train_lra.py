@@ -17,6 +17,7 @@ from fairseq_csp.recipes import __main__ as recipes
 from fairseq_csp.recipes.arguments import parse_arguments
 from fairseq_csp.recipes.flags import flags
 from fairseq_csp.recipes.lra import LAPTOP, stages
+from tests.helpers.commands import ENVIRONMENT, ROOT
 
 CELL = ["model_name=mega", "dataset_name=listops"]
 
@@ -244,3 +245,14 @@ def test_each_stage_starts_from_the_one_before(tmp_path, dataset):
     for before, command in zip([None, *earlier], commands.values(), strict=True):
         start = train_lra._last(command, "--finetune-from-model")
         assert start == (str(before / "checkpoint_best.pt") if before else None)
+
+
+def test_files_where_it_is_called_are_not_run(tmp_path):
+    for name in ("torch", "fairseq_csp", "fairseq", "json", "runpy", "preprocess"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('run from where it is called')")
+    answer = subprocess.run(
+        ["bash", ROOT / "train_lra.sh", *CELL, "gpus=9"],
+        cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert "gpus is 9, but " in answer.stderr
+    assert answer.returncode == 1

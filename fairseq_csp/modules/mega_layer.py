@@ -1,5 +1,7 @@
 """One encoder layer of MEGA (arXiv 2209.10655, section 3.2), with any attention function."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -12,12 +14,13 @@ from fairseq_csp.modules.norms import SequenceNorm
 from fairseq_csp.modules.pointwise import (
     NormalizedFeedForward,
     activation,
-    dropout,
+    activation_dropout,
     linear,
     linear_split,
     normal_linear,
     silu_linear,
 )
+from fairseq_csp.ops.gates import gated_residual
 
 
 class GatedMovingAverage(GatedAttention):
@@ -83,16 +86,18 @@ class GatedMovingAverage(GatedAttention):
         residual = x
         if self.prenorm:
             x = self.norm(x)
-        values = self.activation(linear(self.v_proj, x))
-        average = self._drop(self.move(x, lengths), self.dropout)
+        values = self._activate(self.activation, linear(self.v_proj, x), self.hidden_dropout)
+        average = self._activate(nn.functional.silu, self.move(x, lengths), self.dropout)
         update, queries, reset, direct = linear_split(self.mx_proj, average, self.sizes)
-        update = torch.sigmoid(update)
-        values = self._drop(values, self.hidden_dropout)
         mixed = self._attend(values, nn.functional.silu(queries), lengths)
-        out = self.activation(direct + silu_linear(self.h_proj, reset, mixed))
-        out = self._drop(out, self.dropout)
-        # under autocast the residual stream is wider than what is added to it
-        out = torch.lerp(residual, out.to(residual.dtype), update.to(residual.dtype))
+        mixed = silu_linear(self.h_proj, reset, mixed)
+        if self.activation is nn.functional.silu and not self.feature_dropout:
+            out = gated_residual(residual, update, direct, mixed, self.dropout, self.training)
+        else:
+            candidate = self._activate(self.activation, direct + mixed, self.dropout)
+            # under autocast the residual stream is wider than what is added to it
+            gate = torch.sigmoid(update).to(residual.dtype)
+            out = torch.lerp(residual, candidate.to(residual.dtype), gate)
         return out if self.prenorm else self.norm(out)
 
     def _attend(self, values: Tensor, shared: Tensor, lengths: SequenceLengths) -> Tensor:
@@ -107,8 +112,8 @@ class GatedMovingAverage(GatedAttention):
         lengths = lengths.chunks(self.chunk_size)
         return _join(self.attend(_cut(values, chunks), _cut(shared, chunks), lengths), chunks)
 
-    def _drop(self, x: Tensor, p: float) -> Tensor:
-        return dropout(x, p, self.training, self.feature_dropout)
+    def _activate(self, function: Callable[[Tensor], Tensor], x: Tensor, p: float) -> Tensor:
+        return activation_dropout(function, x, p, self.training, self.feature_dropout)
 
     def rows_before_queries(self) -> int:
         """Return the channels of the update gate, which come first."""

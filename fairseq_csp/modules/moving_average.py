@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairseq_csp.modules.lengths import SequenceLengths
@@ -12,7 +11,7 @@ from fairseq_csp.ops.ema import circular_kernel, convolve, ema_kernel
 
 
 class MovingAverage(nn.Module):
-    """``silu(EMA(x) + omega * x)`` in both directions (arXiv 2209.10655, section 3.1).
+    """``EMA(x) + omega * x`` in both directions (arXiv 2209.10655, section 3.1).
 
     Args:
         dim: channels D.
@@ -37,7 +36,7 @@ class MovingAverage(nn.Module):
         """Average (batch, D, positions) over the positions; padding counts as 0."""
         x = lengths.zero_padding(x)
         circle = circular_kernel(self._kernel(x.size(2)), self.omega, x.size(2))
-        return F.silu(convolve(x, circle))
+        return convolve(x, circle)
 
     def _kernel(self, positions: int) -> Tensor:
         lags = min(positions, self.truncation or positions)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from fairseq_csp.modules.norms import SequenceNorm
 from fairseq_csp.ops import linear as ops
 from fairseq_csp.ops.dropout import dropout as drop_numbers
+from fairseq_csp.ops.gates import dropout_add, silu_dropout
 
 
 def linear(layer: nn.Linear, x: Tensor) -> Tensor:
@@ -57,6 +58,19 @@ def dropout(x: Tensor, p: float, training: bool, whole_channels: bool) -> Tensor
     if whole_channels:
         return F.dropout1d(x, p, training)
     return drop_numbers(x, p, training)
+
+
+def activation_dropout(
+    function: Callable[[Tensor], Tensor],
+    x: Tensor,
+    p: float,
+    training: bool,
+    whole_channels: bool,
+) -> Tensor:
+    """Apply an activation function to (batch, channels, positions), then :func:`dropout`."""
+    if function is F.silu and not whole_channels:
+        return silu_dropout(x, p, training)
+    return dropout(function(x), p, training, whole_channels)
 
 
 def activation(name: str) -> Callable[[Tensor], Tensor]:
@@ -109,9 +123,11 @@ class NormalizedFeedForward(nn.Module):
         if self.activation is F.silu and not (self.training and self.hidden_dropout):
             x = silu_linear(self.fc2, x)
         else:
-            x = linear(self.fc2, self._drop(self.activation(x), self.hidden_dropout))
-        x = self._drop(x, self.dropout) + residual
+            p, whole_channels = self.hidden_dropout, self.feature_dropout
+            x = activation_dropout(self.activation, x, p, self.training, whole_channels)
+            x = linear(self.fc2, x)
+        if self.feature_dropout:
+            x = dropout(x, self.dropout, self.training, whole_channels=True) + residual
+        else:
+            x = dropout_add(x, residual, self.dropout, self.training)
         return x if self.prenorm else self.norm(x)
-
-    def _drop(self, x: Tensor, p: float) -> Tensor:
-        return dropout(x, p, self.training, self.feature_dropout)

@@ -6,6 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from fairseq_csp.ops.kernels import native_serves
+
 LEVELS = 1 << 7
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -13,9 +15,10 @@ INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     """Set numbers to 0 with probability ``p`` and scale the others to the same expectation.
 
-    PyTorch's own on a GPU. On a CPU that one draws a double for each number, in one thread; here
-    one 64-bit draw serves eight numbers: 7 bits of each are compared with ``128 p``, which is
-    rounded up or down at random for each row of the last dimension, so that ``p`` is exact.
+    PyTorch's own on a GPU. On a CPU that one draws a double for each number, in one thread. Here a
+    hash of seed, row and position gives 16 bits, or, without the CPU kernels, one 64-bit draw
+    serves eight numbers, with 7 bits for each. The threshold that they are compared with is rounded
+    up or down at random for each row of the last dimension, so that ``p`` is exact.
 
     Args:
         x: floating, of one dimension at least.
@@ -32,17 +35,37 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
         raise ValueError(f"dropout probability is {p}; it must be between 0 and 1")
     if not training or p == 0:
         return x
+    if native_serves(x):
+        return _NativeDropout.apply(x, p, draw_seed())
     if x.device.type != "cpu" or torch.compiler.is_compiling() or p * LEVELS > LEVELS - 1:
         return F.dropout(x, p)
     return _Dropout.apply(x, p)
 
 
+def draw_seed() -> int:
+    """Return 63 bits of PyTorch's generator, which seed a faster one."""
+    return torch.empty((), dtype=torch.int64).random_().item()
+
+
+class _NativeDropout(torch.autograd.Function):
+    """16 bits a number, drawn again in the backward pass: nothing is kept."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, p: float, seed: int) -> Tensor:
+        ctx.drawn = p, seed
+        return torch.ops.fairseq_csp_native.dropout(x, p, seed)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None]:
+        grad = grad if grad.stride(2) == 1 else grad.contiguous()
+        return torch.ops.fairseq_csp_native.dropout(grad, *ctx.drawn), None, None
+
+
 class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, p: float) -> Tensor:
-        # PyTorch's generator seeds a faster one
-        seed = torch.empty((), dtype=torch.int64).random_().item()
-        draws = np.random.SFC64(seed).random_raw(-(-x.numel() // 8))
+        draws = np.random.SFC64(draw_seed()).random_raw(-(-x.numel() // 8))
         levels = torch.from_numpy(draws.view(np.int8))[: x.numel()].view(x.shape)
         dropped = torch.rand(*x.shape[:-1], 1).add_(p * LEVELS).to(torch.int8)
         # 7 random bits less the threshold: the sign, in all bits, is that of a number to drop

@@ -9,7 +9,8 @@ import logging
 import os
 from functools import lru_cache
 
-from torch import device as Device
+import torch
+from torch import Tensor
 
 from fairseq_csp.errors import UserError
 from fairseq_csp.ops import native
@@ -32,7 +33,7 @@ def chosen() -> str:
     return choice
 
 
-def implementation(device: Device) -> str:
+def implementation(device: torch.device) -> str:
     """Return which implementation serves a device.
 
     Args:
@@ -48,6 +49,25 @@ def implementation(device: Device) -> str:
     if device.type == "cpu" and choice in ("auto", "native") and _native(choice):
         return "native"
     return "reference"
+
+
+def native_serves(*tensors: Tensor) -> bool:
+    """Tell whether the one-pass kernels of ``gates/gates.cpp`` take some tensors.
+
+    Args:
+        tensors: they must be of one shape (batch, channels, positions) with contiguous positions,
+            and all float32 or all bfloat16.
+    """
+    first = tensors[0]
+    return (
+        not torch.compiler.is_compiling()
+        and first.dim() == 3
+        and first.dtype in (torch.float32, torch.bfloat16)
+        and all(
+            x.shape == first.shape and x.dtype == first.dtype and x.stride(2) == 1 for x in tensors
+        )
+        and implementation(first.device) == "native"
+    )
 
 
 @lru_cache(maxsize=len(CHOICES))

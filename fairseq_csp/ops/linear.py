@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from fairseq_csp.ops.kernels import native_serves
+
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Return ``weight x + bias`` at each position.
@@ -116,23 +118,32 @@ class _SiluLinear(torch.autograd.Function):
         ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor, factor: Tensor | None
     ) -> Tensor:
         ctx.save_for_backward(x, weight, *(() if factor is None else (factor,)))
-        hidden = F.silu(x)
-        if factor is not None:
-            hidden.mul_(factor)
+        if factor is None:
+            hidden = F.silu(x)
+        elif native_serves(x, factor):
+            hidden = torch.ops.fairseq_csp_native.silu_product(x, factor)
+        else:
+            hidden = F.silu(x).mul_(factor)
         return torch.baddbmm(bias[:, None], _repeat(weight, x), hidden)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, *factor = ctx.saved_tensors
-        hidden = F.silu(x)
-        activated = hidden
-        if factor:
-            hidden = activated * factor[0]
+        kernels = torch.ops.fairseq_csp_native if factor and native_serves(x, *factor) else None
+        activated = None
+        if kernels:
+            hidden = kernels.silu_product(x, *factor)
+        else:
+            activated = F.silu(x)
+            hidden = activated * factor[0] if factor else activated
         grad_weight = torch.bmm(grad, hidden.transpose(1, 2)).sum(0)
         grad_bias = _sum_over_positions(grad)
         del hidden
         grad = torch.bmm(_repeat(weight.t(), x), grad)
+        if kernels:
+            grad_x, grad_factor = kernels.silu_product_backward(grad, x, *factor)
+            return grad_x, grad_weight, grad_bias, grad_factor
         grad_factor = None
         if factor:
             grad_factor = activated.mul_(grad)

@@ -22,7 +22,7 @@ import torch
 
 logger = logging.getLogger(__name__)
 
-FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math")
+FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
 if sys.platform.startswith("linux"):
     # compiled for OpenMP, but not linked with it: PyTorch has its own, and with it the threads
     FLAGS += ("-fopenmp",)
@@ -57,11 +57,20 @@ def _sources() -> list[Path]:
 
 def _key() -> str:
     digest = hashlib.sha256()
-    for part in (torch.__version__, _processor(), *FLAGS):
+    for part in (torch.__version__, _processor(), *_flags()):
         digest.update(part.encode() + b"\0")
     for source in _sources():
         digest.update(source.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def _flags() -> list[str]:
+    # how wide the vectors of PyTorch's headers are
+    width = torch.backends.cpu.get_cpu_capability()
+    vectors = [f"-DCPU_CAPABILITY={width}"]
+    if width != "DEFAULT":
+        vectors.append(f"-DCPU_CAPABILITY_{width}")
+    return [*FLAGS, *vectors]
 
 
 def _processor() -> str:
@@ -95,7 +104,7 @@ def _build(library: Path) -> None:
                 cpp_extension.load(
                     library.stem,
                     [str(source) for source in _sources()],
-                    extra_cflags=list(FLAGS),
+                    extra_cflags=_flags(),
                     build_directory=str(partial),
                     is_python_module=False,
                 )

@@ -15,7 +15,7 @@ CELLS = [
     (family.name, name)
     for family in FAMILY_REGISTRY.values()
     for name, cls in ATTENTION_REGISTRY.items()
-    if can_take(family, cls)
+    if can_take(family, cls) and not cls.images_only
 ]
 
 

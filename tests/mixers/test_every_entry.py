@@ -17,6 +17,13 @@ JUNK = (float("nan"), float("inf"), -float("inf"), 1e30)
 every_case = pytest.mark.parametrize("case", EVERY_CASE, ids=str)
 
 
+@pytest.fixture(autouse=True)
+def fourier(case, monkeypatch):
+    """Take kernel_rpe's form for long rows in half of its cases."""
+    if case.name == "kernel_rpe" and not case.variant:
+        monkeypatch.setattr("fairseq_csp.modules.attention.kernel_rpe.LONGEST_OF_PAIRS", 0)
+
+
 def lengths_for(case, rows=ROWS):
     """Images have no padding."""
     return (case.grid[0] * case.grid[1],) * len(rows) if case.grid else rows

@@ -231,17 +231,25 @@ def kernel_rpe(q, k, v, b, attention, head):
     return weights @ v / weights.sum(1, keepdim=True)
 
 
+@pytest.fixture(params=["pairs", "fourier"])
+def form(request, monkeypatch):
+    """Both ways in which kernel_rpe computes its sums."""
+    longest = 8192 if request.param == "pairs" else 0
+    monkeypatch.setattr("fairseq_csp.modules.attention.kernel_rpe.LONGEST_OF_PAIRS", longest)
+    return request.param
+
+
 @pytest.mark.parametrize("normalise", [True, False])
-def test_kernel_rpe(normalise):
+def test_kernel_rpe(normalise, form):
     assert_equal_to_formula("kernel_rpe", kernel_rpe, features=7, normalise=normalise)
 
 
 @pytest.mark.parametrize("n", [1, 2, 31, 32, 33, 100])
-def test_kernel_rpe_of_any_length(n):
+def test_kernel_rpe_of_any_length(n, form):
     assert_equal_to_formula("kernel_rpe", kernel_rpe, rows=(n,), features=3, max_positions=101)
 
 
-def test_kernel_rpe_in_float32():
+def test_kernel_rpe_in_float32(form):
     module = make("kernel_rpe", value_dim=8, query_dim=16, max_positions=500)
     inputs = [x.transpose(1, 2) for x in rows_of(500, [8, 16, 16])]
     lengths = SequenceLengths((500,), 500, torch.device("cpu"))
@@ -250,7 +258,7 @@ def test_kernel_rpe_in_float32():
     assert (found - exact).abs().max() < 1e-5 * exact.abs().max()
 
 
-def test_kernel_rpe_without_distances_is_performer_on_unit_vectors(monkeypatch):
+def test_kernel_rpe_without_distances_is_performer_on_unit_vectors(form, monkeypatch):
     monkeypatch.setattr("fairseq_csp.modules.attention.performer.SOFTMAX_EPS", 0)
     values, queries, keys = rows_of(9, [6, 8, 8])
     module = build_attention("kernel_rpe", value_dim=6, query_dim=8, heads=2, max_positions=9)
@@ -270,7 +278,7 @@ def test_kernel_rpe_without_distances_is_performer_on_unit_vectors(monkeypatch):
     )
 
 
-def test_kernel_rpe_sees_differences_of_distances_only():
+def test_kernel_rpe_sees_differences_of_distances_only(form):
     module = build_attention("kernel_rpe", value_dim=6, heads=2, max_positions=9).double()
     torch.nn.init.normal_(module.rpe)
     values, queries, keys = rows_of(9, [6, 6, 6])
@@ -297,6 +305,7 @@ def test_kernel_rpe_some_features_at_a_time(monkeypatch):
     lengths = torch.tensor([9, 4])
     whole = module(inputs[0], lengths, *inputs[1:])
     expected = torch.autograd.grad(whole.square().sum(), sources)
+    monkeypatch.setattr("fairseq_csp.modules.attention.kernel_rpe.LONGEST_OF_PAIRS", 0)
     monkeypatch.setattr("fairseq_csp.modules.attention.kernel_rpe.MOST_PRODUCTS", 2000)
     parts = module(inputs[0], lengths, *inputs[1:])
     torch.testing.assert_close(parts, whole)

@@ -5,6 +5,7 @@ import torch
 
 from fairseq_csp import build_attention
 from fairseq_csp.errors import UserError
+from tests.helpers.commands import call, logged, train, training_command
 
 
 def make(channels, **options):
@@ -94,3 +95,37 @@ def test_gradcheck(two_way):
 def test_bad_state(state):
     with pytest.raises(UserError, match=f"--s4d-state is {state}; it must be even"):
         make(2, state=state)
+
+
+def test_its_own_learning_rate(tiny_listops, tmp_path):
+    """Steps and poles follow the schedule to their own peak, without decay, and resume."""
+    flags = ["--attention", "s4d", "--s4d-state", "4", "--weight-decay", "0.5", "--s4d-lr"]
+    where = [tiny_listops, tmp_path / "still", *flags, "0"]
+    train(*where, "--max-update", "2")
+    state = torch.load(tmp_path / "still" / "checkpoint_last.pt", weights_only=False)
+    groups = state["last_optimizer_state"]["param_groups"]
+    assert [group["weight_decay"] for group in groups] == [0.5, 0.0]
+    assert groups[1]["lr"] == 0 < groups[0]["lr"]
+    assert len(groups[1]["params"]) == 3 * 2
+    layer = "encoder.encoder.layers.0.mega_layer.attention."
+    assert (state["model"][f"{layer}A_imag"][0] / torch.pi).equal(torch.arange(2.0))
+    assert not state["model"][f"{layer}D"].isnan().any()
+    log = train(*where, "--max-update", "4")
+    assert [step["num_updates"] for step in logged(log, "train_inner")] == ["3", "4"]
+    train(tiny_listops, tmp_path / "slow", *flags, "0.001", "--max-update", "2")
+    slow = torch.load(tmp_path / "slow" / "checkpoint_last.pt", weights_only=False)
+    rates = [group["lr"] for group in slow["last_optimizer_state"]["param_groups"]]
+    # the command's peak is 0.004
+    assert rates[1] == pytest.approx(rates[0] / 4)
+    assert not (slow["model"][f"{layer}A_imag"][0] / torch.pi).equal(torch.arange(2.0))
+    answer = call(
+        *training_command(tiny_listops, tmp_path / "still", *flags[:-1], "--max-update", "6")
+    )
+    assert answer.returncode == 1
+    assert "give --s4d-lr as it was trained with" in answer.stderr
+    assert "Traceback" not in answer.stderr
+
+
+def test_negative_learning_rate():
+    with pytest.raises(UserError, match="--s4d-lr is -0.1; it must be at least 0"):
+        make(2, lr=-0.1)

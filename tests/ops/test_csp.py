@@ -9,7 +9,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fairseq_csp.ops import native
 from fairseq_csp.ops.csp import (
     ORDERS,
     SHIFTS,
@@ -20,6 +19,7 @@ from fairseq_csp.ops.csp import (
 )
 from fairseq_csp.ops.csp.naive import permute_naive
 from fairseq_csp.ops.csp.operators import csp_permute, csp_restore, csp_shifts
+from tests.helpers.kernels import use_implementation
 
 GOLDEN = np.load(Path(__file__).parent / "csp_operator.npz")
 GOLDEN_CASES = sorted({name.split("/")[0] for name in GOLDEN.files}, key=int)
@@ -32,9 +32,7 @@ GROUPS = [1, 2, 3, 4, 8, 9, 300, "full"]
 def implementation(request, monkeypatch):
     """Every test here runs over every implementation."""
     name, _, how = request.param.partition(" ")
-    monkeypatch.setenv("FAIRSEQ_CSP_KERNELS", name)
-    if name == "native" and (problem := native.load()):
-        pytest.skip(problem)
+    use_implementation(name, monkeypatch)
     if how == "in small blocks":
         monkeypatch.setattr(eager, "BLOCK", 7)
     elif how == "as on a GPU":

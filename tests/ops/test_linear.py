@@ -6,6 +6,8 @@ import torch.nn.functional as F
 
 from fairseq_csp.ops.linear import linear, linear_split, silu_linear
 
+pytestmark = pytest.mark.usefixtures("every_implementation")
+
 
 @pytest.mark.parametrize("sizes", [(7,), (3, 4), (2, 0, 5), (1, 2, 3, 1)], ids=str)
 def test_equal_torch_in_value_and_gradient(sizes):

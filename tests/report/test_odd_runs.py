@@ -58,8 +58,8 @@ FLAGS = [
     ("model", "attention", 3),
     ("model", "sentence_class_num", "ten"),
     ("model", "sentence_class_num", 0),
-    ("model", "z_dim", int(DIGITS)),
-    ("model", "z_dim", {"a": 1}),
+    ("model", "encoder_embed_dim", int(DIGITS)),
+    ("model", "encoder_embed_dim", {"a": 1}),
     ("task", "data", 7),
     ("task", "data", "/da\0ta"),
     ("optimization", "max_update", "all"),
@@ -148,7 +148,7 @@ def test_flags_that_hold_each_other_do_not_take_all_memory(runs, capsys):
     value = ["x"]
     for _ in range(60):
         value = [value, value]
-    another(runs, "odd", {("model", "z_dim"): value})
+    another(runs, "odd", {("model", "encoder_embed_dim"): value})
     assert "cannot be read" in statuses(runs, capsys)["odd"]
 
 

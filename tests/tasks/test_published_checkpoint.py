@@ -64,7 +64,7 @@ def test_restore(published, tmp_path):
 @pytest.mark.parametrize("attention", [[], CSP], ids=["own", "csp"])
 def test_start_from_weights(attention, how, published, tmp_path):
     words = [*MODEL, *attention, *how, "--lr", "1e-12"]
-    with logged("fairseq_csp.models.lra") as lines:
+    with logged("fairseq_csp.models.loading") as lines:
         checkpoint = train(GOLDEN / "data", tmp_path, *words, updates=1)
     dropped = [line for line in lines if line.startswith(f"dropped {DEAD:,} attention weights")]
     assert len(dropped) == (1 if attention else 0)

@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass
 
 import torch
-from scipy.fft import next_fast_len
 from torch import Tensor, nn
 
 from fairseq_csp.errors import UserError
@@ -17,7 +16,7 @@ from fairseq_csp.modules.attention import (
 )
 from fairseq_csp.modules.lengths import SequenceLengths
 from fairseq_csp.modules.relative_bias import check_reach
-from fairseq_csp.ops.ema import convolve
+from fairseq_csp.ops.ema import convolve, fast_size
 
 TAPS = 3
 # the fastest and the slowest window falls to this in 0.3 and 1.5 times the longest row
@@ -163,7 +162,7 @@ class HyenaAttention(ValueAttention):
 
     def _circles(self, positions: int) -> Tensor:
         """Return the long filters on circles, (orders * channels, size), float32 or wider."""
-        size = next_fast_len(2 * positions, real=True)
+        size = fast_size(2 * positions)
         ahead, bias = self.filter_fn(positions), self.filter_fn.bias
         ahead = torch.cat([ahead[:, :1] + bias[:, None], ahead[:, 1:]], 1)
         empty = ahead.new_zeros(len(ahead), size - positions)

@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass
 
 import torch
-from scipy.fft import next_fast_len
 from torch import Tensor, nn
 
 from fairseq_csp.errors import UserError
@@ -15,7 +14,7 @@ from fairseq_csp.modules.attention import (
     register_attention,
 )
 from fairseq_csp.modules.lengths import SequenceLengths
-from fairseq_csp.ops.ema import circular_kernel, convolve
+from fairseq_csp.ops.ema import circular_kernel, convolve, fast_size
 
 STEPS = (1e-3, 1e-1)
 
@@ -25,15 +24,23 @@ class S4DOptions:
     """Options of the state space model.
 
     Raises:
-        UserError: the states of a channel are not a positive even number.
+        UserError: the states of a channel are not a positive even number, or the learning rate is
+            negative.
     """
 
     state: int = option(64, "real numbers in the state of a channel of S4D, half of them complex")
     two_way: bool = option(True, "S4D looks ahead as well as back")
+    lr: float | None = option(
+        None,
+        "highest learning rate of S4D's steps and poles, which then have no weight decay "
+        "(published: at most 0.001; default: as all parameters)",
+    )
 
     def __post_init__(self) -> None:
         if self.state < 2 or self.state % 2:
             raise UserError(f"--s4d-state is {self.state}; it must be even and at least 2")
+        if self.lr is not None and self.lr < 0:
+            raise UserError(f"--s4d-lr is {self.lr}; it must be at least 0")
 
 
 @register_attention("s4d", options=S4DOptions)
@@ -56,6 +63,9 @@ class S4DAttention(ValueAttention):
         self.A_imag = nn.Parameter(frequencies.repeat(channels, 1))
         self.C = nn.Parameter(torch.randn(directions, channels, states, 2))
         self.D = nn.Parameter(torch.randn(channels))
+        if self.options.lr is not None:
+            for parameter in (self.log_dt, self.log_A_real, self.A_imag):
+                parameter.optim_overrides = {"lr": self.options.lr, "weight_decay": 0.0}
 
     def forward(self, values: Tensor, lengths: SequenceLengths) -> Tensor:
         """Convolve (batch, channels, positions) in float32 or wider."""
@@ -71,7 +81,7 @@ class S4DAttention(ValueAttention):
         skip = self.D.to(kernel.dtype)
         if len(kernel) == 1:
             back = torch.cat([kernel[0, :, :1] + skip[:, None], kernel[0, :, 1:]], dim=1)
-            size = next_fast_len(2 * positions, real=True)
+            size = fast_size(2 * positions)
             return nn.functional.pad(back, (0, size - positions))
         back, ahead = kernel
         # the kernel that looks ahead begins one position on

@@ -3,7 +3,7 @@
 Source: "Mega: Moving Average Equipped Gated Attention", arXiv 2209.10655, section 3.1.
 """
 
-from fairseq_csp.ops.ema.convolution import circular_kernel, convolve
+from fairseq_csp.ops.ema.convolution import circular_kernel, convolve, fast_size
 from fairseq_csp.ops.ema.kernel import ema_kernel
 from fairseq_csp.ops.ema.naive import ema_kernel_naive, moving_average_naive
 
@@ -12,5 +12,6 @@ __all__ = [
     "convolve",
     "ema_kernel",
     "ema_kernel_naive",
+    "fast_size",
     "moving_average_naive",
 ]

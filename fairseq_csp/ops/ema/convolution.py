@@ -30,7 +30,7 @@ def circular_kernel(kernel: Tensor, skip: Tensor, positions: int) -> Tensor:
         do not meet.
     """
     back, ahead = kernel.chunk(2)
-    size = _fast_size(positions + kernel.size(1) - 1)
+    size = fast_size(positions + kernel.size(1) - 1)
     here = back[:, :1] + ahead[:, :1] + skip.to(kernel.dtype).unsqueeze(1)
     between = back.new_zeros(back.size(0), size - 2 * kernel.size(1) + 1)
     return torch.cat([here, back[:, 1:], between, ahead[:, 1:].flip(1)], dim=1)
@@ -84,7 +84,8 @@ class _Convolve(torch.autograd.Function):
         return grad_x, grad_circle
 
 
-def _fast_size(least: int) -> int:
+def fast_size(least: int) -> int:
+    """Return the smallest length, at least ``least``, for which an FFT is fast."""
     return next(size for size in FAST_SIZES if size >= least)
 
 
