@@ -8,19 +8,25 @@ from torch import Tensor
 
 import fairseq_csp.plugin  # noqa: F401 (registers the architectures)
 from fairseq_csp.criterions.lra_cross_entropy import LRACrossEntropyCriterion
+from fairseq_csp.models import vit
 from fairseq_csp.models.config import architecture_config
 from fairseq_csp.models.lra import LRAModel
+from fairseq_csp.models.vit import ViTModel
 from fairseq_csp.parameters import SYMBOLS
 
 
-def build_model(arch: str, length: int, **options: object) -> LRAModel:
+def build_model(arch: str, length: int, **options: object) -> LRAModel | ViTModel:
     """Build a model of a named architecture in training mode.
 
     Args:
         arch: name of the architecture.
-        length: positions of a row; ``max_positions`` is raised to it.
+        length: positions of a row; ``max_positions`` is raised to it. The tokens of an image follow
+            from the architecture.
         **options: flags of the model.
     """
+    if arch in vit.ARCHITECTURES:
+        torch.manual_seed(0)
+        return ViTModel(vit.ViTConfig(**(vit.ARCHITECTURES[arch] | options))).train()
     cfg = architecture_config(arch, **options)
     cfg.max_positions = max(cfg.max_positions, length)
     dictionary = None
@@ -32,7 +38,7 @@ def build_model(arch: str, length: int, **options: object) -> LRAModel:
     return LRAModel(cfg, dictionary).train()
 
 
-def random_sample(model: LRAModel, batch: int, length: int) -> dict[str, object]:
+def random_sample(model: LRAModel | ViTModel, batch: int, length: int) -> dict[str, object]:
     """Return a random batch without padding, as the criterion takes it.
 
     Args:
@@ -40,19 +46,27 @@ def random_sample(model: LRAModel, batch: int, length: int) -> dict[str, object]
         batch: number of rows.
         length: positions of a row.
     """
-    device = next(model.parameters()).device
-    return {
-        "net_input": {
+    weight = next(model.parameters())
+    device = weight.device
+    if isinstance(model, ViTModel):
+        shape = (batch, model.cfg.image_channels, *model.image_size)
+        net_input = {"images": torch.randn(shape).to(weight)}
+    else:
+        net_input = {
             "src_tokens": _random_source(model, (batch, length)).to(device),
             "src_lengths": torch.full((batch,), length).to(device),
-        },
+        }
+    return {
+        "net_input": net_input,
         "target": torch.randint(model.cfg.sentence_class_num, (batch,)).to(device),
         "ntokens": batch * length,
     }
 
 
 def training_step(
-    model: LRAModel, sample: dict[str, object], function: Callable[..., Tensor] | None = None
+    model: LRAModel | ViTModel,
+    sample: dict[str, object],
+    function: Callable[..., Tensor] | None = None,
 ) -> Callable[[], None]:
     """Return a call that makes one forward and backward pass of the criterion's loss.
 

@@ -83,7 +83,7 @@ class Work:
 
 
 def all_work(lengths: list[int], tokens: int) -> list[Work]:
-    """Return the text models at each length, then MEGA with CSP on images.
+    """Return the text models at each length, then MEGA with CSP on images, then the ViT.
 
     Args:
         lengths: positions of a row of text.
@@ -109,6 +109,12 @@ def all_work(lengths: list[int], tokens: int) -> list[Work]:
     image = {"attention": "csp", "encoder_normalize_before": True}
     works.append(Work("mega csp pf128", "mega_lra_pf128", 1, 16384, image, products=True))
     works.append(Work("mega csp cifar10", "mega_lra_cifar10", 8, 1024, image, products=True))
+    for arch, batch, length, patch in (("vit_cifar10", 64, 64, 4), ("vit_cifar10", 16, 256, 2)):
+        for attention in ("csp", "softmax"):
+            options = {"attention": attention, "patch_size": patch}
+            csp = attention == "csp"
+            mechanism = f"vit {attention} cifar10"
+            works.append(Work(mechanism, arch, batch, length, options, naive=False, products=csp))
     return works
 
 
@@ -147,6 +153,13 @@ def measured_rows(work: Work, measurements: Measurements) -> list[dict]:
 def tables(rows: list[dict]) -> str:
     """Return the rows as Markdown: the steps, then the matrix products alone."""
     text = markdown(COLUMNS, [_cells(row) for row in rows])
+    images = [row for row in rows if row["arch"].startswith("vit_") and "seconds" in row["ours"]]
+    if images:
+        cells = [
+            [row["name"], row["dtype"], format(row["batch"] / row["ours"]["seconds"], ",.1f")]
+            for row in images
+        ]
+        text += "\n" + markdown(["training step", "dtype", "images/s"], cells)
     compared = [row for row in rows if row["step_over_products"]]
     if compared:
         columns = ["training step", "dtype", "step s", "its matrix products alone s", "ratio"]

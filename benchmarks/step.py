@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from benchmarks.measure import Machine, best_times, serve
 from benchmarks.models import build_model, random_sample, training_step
 from benchmarks.naive import NaiveModel
+from fairseq_csp.models.vit import ViTModel
 
 
 def measure_step(machine: Machine, spec: dict) -> dict:
@@ -32,7 +33,11 @@ def measure_step(machine: Machine, spec: dict) -> dict:
     (seconds,) = best_times(machine, [step], spec["budget"])
     answer = {"seconds": seconds, "peak_bytes": peak}
     if spec["products"]:
-        products = matrix_products(model.encoder, spec["batch"], spec["length"])
+        if isinstance(model, ViTModel):
+            # its linear maps are applied to all tokens of the batch in one product
+            products = matrix_products(model.transformer, 1, spec["batch"] * spec["length"])
+        else:
+            products = matrix_products(model.encoder, spec["batch"], spec["length"])
         times = best_times(machine, [step, products], spec["budget"])
         answer["beside"] = dict(zip(("step_seconds", "products_seconds"), times, strict=True))
     return answer
@@ -52,7 +57,8 @@ def matrix_products(encoder: nn.Module, batch: int, length: int) -> Callable[[],
     operands = []
     for layer in encoder.modules():
         if isinstance(layer, nn.Linear):
-            weight, bias = layer.weight.detach(), layer.bias.detach()
+            weight, bias = layer.weight.detach(), layer.bias
+            bias = weight.new_zeros(len(weight)) if bias is None else bias.detach()
             x = weight.new_empty(batch, layer.in_features, length).normal_()
             grad = weight.new_empty(batch, layer.out_features, length).normal_()
             operands.append((weight.expand(batch, -1, -1), bias.unsqueeze(1), x, grad))
