@@ -9,7 +9,7 @@ from fairseq_csp.errors import UserError
 from fairseq_csp.modules.attention import QueryKeyAttention, ValueAttention
 from fairseq_csp.modules.gated_attention import GatedAttention
 from fairseq_csp.modules.lengths import SequenceLengths
-from fairseq_csp.modules.moving_average import MovingAverage
+from fairseq_csp.modules.moving_average import build_moving_average
 from fairseq_csp.modules.norms import SequenceNorm
 from fairseq_csp.modules.pointwise import (
     NormalizedFeedForward,
@@ -42,6 +42,7 @@ class GatedMovingAverage(GatedAttention):
         max_positions: most positions of a row.
         chunk_size: attention stays inside chunks of this size; -1: the whole row.
         truncation: lags of the moving average kept at most; all when None.
+        ema: its kind, ``real`` or ``complex``.
     """
 
     joint_projection = "mx_proj"
@@ -64,6 +65,7 @@ class GatedMovingAverage(GatedAttention):
         max_positions: int,
         chunk_size: int = -1,
         truncation: int | None = None,
+        ema: str = "real",
     ) -> None:
         super().__init__(attention, z_dim)
         self.sizes = (dim, self.query_dim, hidden_dim, dim)
@@ -74,7 +76,7 @@ class GatedMovingAverage(GatedAttention):
         self.chunk_size = chunk_size
         self.activation = activation(activation_fn)
         self.norm = SequenceNorm(norm_type, dim)
-        self.move = MovingAverage(dim, components, truncation)
+        self.move = build_moving_average(ema, dim, components, truncation)
         self.v_proj = normal_linear(dim, hidden_dim)
         self.mx_proj = normal_linear(dim, sum(self.sizes))
         self.h_proj = normal_linear(hidden_dim, dim)

@@ -29,6 +29,7 @@ from fairseq_csp.modules.attention import (
 from fairseq_csp.modules.embeddings import NamedEmbedding, source_embedding
 from fairseq_csp.modules.lengths import SequenceLengths
 from fairseq_csp.modules.mega_layer import GatedMovingAverage, MegaEncoderLayer
+from fairseq_csp.modules.moving_average import KINDS
 from fairseq_csp.modules.norms import SequenceNorm
 from fairseq_csp.modules.pointwise import NormalizedFeedForward, dropout
 from fairseq_csp.modules.pooling import pool
@@ -38,6 +39,7 @@ from fairseq_csp.modules.pooling import pool
 class MegaOptions(BlockOptions, GatedOptions):
     """Flags of MEGA."""
 
+    ema: str = option("real", "MEGA's moving average; complex is Megalodon's", choices=tuple(KINDS))
     n_dim: int = option(16, "components of MEGA's moving average")
     chunk_size: int = option(-1, "MEGA's attention stays in chunks of this size (-1: whole row)")
     truncation_length: int | None = option(
@@ -114,6 +116,7 @@ class MegaEncoder(Encoder):
                     max_positions=cfg.max_positions,
                     chunk_size=cfg.chunk_size,
                     truncation=truncation if truncation and truncation > 0 else None,
+                    ema=str(cfg.ema),
                     **shared,
                 ),
                 NormalizedFeedForward(dim, cfg.encoder_ffn_embed_dim, **shared)

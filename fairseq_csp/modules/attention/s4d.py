@@ -14,7 +14,7 @@ from fairseq_csp.modules.attention import (
     register_attention,
 )
 from fairseq_csp.modules.lengths import SequenceLengths
-from fairseq_csp.ops.ema import circular_kernel, convolve, fast_size
+from fairseq_csp.ops.ema import circular_kernel, convolve, damped_rotations, fast_size
 
 STEPS = (1e-3, 1e-1)
 
@@ -89,13 +89,8 @@ class S4DAttention(ValueAttention):
         return circular_kernel(torch.cat([back, ahead]), skip, positions)
 
     def kernel(self, lags: int) -> Tensor:
-        """Return the kernel of each direction, (directions, channels, lags), float32 or wider.
-
-        A lag is written ``a * m + b`` with ``m`` about the root of the lags, so that only
-        ``2 sqrt(lags)`` powers of a state are taken; a matrix product gives the rest.
-        """
+        """Return the kernel of each direction, (directions, channels, lags), float32 or wider."""
         wide = torch.promote_types(self.C.dtype, torch.float32)
-        # in float64, in which the angle t dt A of a distant lag is still exact
         real, imaginary = -self.log_A_real.double().exp(), self.A_imag.double()
         step = self.log_dt.double().exp()[:, None]
         decay, turn = step * real, step * imaginary
@@ -105,15 +100,4 @@ class S4DAttention(ValueAttention):
             decay.exp() * turn.sin(),
         )
         weight = torch.view_as_complex(self.C.double()) * growth / torch.complex(real, imaginary)
-        block = max(math.isqrt(lags), 1)
-        blocks = -(-lags // block)
-        rate = torch.complex(decay, turn)[:, :, None]
-        counts = torch.arange(max(block, blocks), dtype=torch.float64, device=rate.device)
-        fine = torch.view_as_real(torch.exp(rate * counts[:block])).to(wide)
-        coarse = torch.exp(rate * (block * counts[:blocks]))
-        coarse = torch.view_as_real(2 * weight[..., None] * coarse).to(wide)
-        # the real part of a product: (directions, channels, blocks, 2 S) times (channels, 2 S,
-        # block)
-        fine = torch.cat([fine[..., 0], -fine[..., 1]], dim=1)
-        coarse = torch.cat([coarse[..., 0], coarse[..., 1]], dim=2).transpose(2, 3)
-        return torch.matmul(coarse, fine).flatten(2)[..., :lags]
+        return damped_rotations(2 * weight, torch.complex(decay, turn), lags, wide)

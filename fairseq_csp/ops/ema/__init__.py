@@ -4,12 +4,14 @@ Source: "Mega: Moving Average Equipped Gated Attention", arXiv 2209.10655, secti
 """
 
 from fairseq_csp.ops.ema.convolution import circular_kernel, convolve, fast_size
+from fairseq_csp.ops.ema.exponentials import damped_rotations
 from fairseq_csp.ops.ema.kernel import ema_kernel
 from fairseq_csp.ops.ema.naive import ema_kernel_naive, moving_average_naive
 
 __all__ = [
     "circular_kernel",
     "convolve",
+    "damped_rotations",
     "ema_kernel",
     "ema_kernel_naive",
     "fast_size",
