@@ -46,8 +46,24 @@ def load(path: str | os.PathLike[str]) -> dict:
         the file is left out.
 
     Raises:
+        UserError: what :func:`read` raises, or a part is missing or of another form.
+    """
+    content = read(path)
+    try:
+        return _known(content)
+    except _Refused as error:
+        raise UserError(f"{path} is not a whole checkpoint of fairseq: {error}") from error
+
+
+def read(path: str | os.PathLike[str]) -> object:
+    """Read what torch has written, of whichever form: numbers, text and tensors.
+
+    Args:
+        path: a regular file.
+
+    Raises:
         UserError: it could run code and is refused, its content differs from what was written, or
-            it is not a whole checkpoint.
+            it is not whole.
     """
     try:
         with _open(path) as file:
@@ -55,11 +71,11 @@ def load(path: str | os.PathLike[str]) -> dict:
             _check_container(file, size)
             file.seek(0)
             with torch.serialization.safe_globals([Namespace]):
-                state = torch.load(file, map_location="cpu", weights_only=True)
-        _check_plain(state, size)
-        return _known(state)
+                content = torch.load(file, map_location="cpu", weights_only=True)
+        _check_plain(content, size)
+        return content
     except _Refused as error:
-        raise UserError(f"{path} is not a whole checkpoint of fairseq: {error}") from error
+        raise UserError(f"{path} is not a whole checkpoint: {error}") from error
     except Exception as error:  # a damaged file can fail in any way
         asked_for = re.search(r"GLOBAL (\S+)", str(error))
         if asked_for:
@@ -68,8 +84,8 @@ def load(path: str | os.PathLike[str]) -> dict:
                 "numbers and flags and nothing that could run code"
             ) from error
         raise UserError(
-            f"{path} is not a whole checkpoint of fairseq ({type(error).__name__}): it is cut "
-            "short or damaged, or of another program"
+            f"{path} is not a whole checkpoint ({type(error).__name__}): it is cut short or "
+            "damaged, or of another program"
         ) from error
 
 

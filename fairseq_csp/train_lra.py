@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from fairseq_csp import supervise
+from fairseq_csp import checkpoints, supervise
 from fairseq_csp.errors import UserError
 from fairseq_csp.files import write_whole
 from fairseq_csp.processor import has_bfloat16
@@ -340,8 +340,8 @@ def _is_trained(run: Path, flags: dict[str, str]) -> bool:
     last = run / "checkpoint_last.pt"
     if not last.exists():
         return False
-    updates = torch.load(last, map_location="cpu", mmap=True, weights_only=True)
-    return updates["optimizer_history"][-1]["num_updates"] >= float(flags["--max-update"])
+    updates = checkpoints.load(last)["optimizer_history"][-1]["num_updates"]
+    return updates >= float(flags["--max-update"])
 
 
 def _flags_of(commands: Sequence[Sequence[str]]) -> dict[str, str]:

@@ -296,6 +296,9 @@ CASES = [
     Case("--fp16 on a CPU", "text", ["--fp16 needs a GPU"], flags=["--fp16"]),
     Case("--fp16 and --bf16", "text", ["--fp16 and --bf16 exclude each other"],
          flags=["--fp16", "--bf16"]),
+    Case("a model larger than the memory", "text", ["the model would take", "GiB, more memory"],
+         flags=["--encoder-embed-dim", "65536", "--encoder-hidden-dim", "65536",
+                "--encoder-ffn-embed-dim", "65536", "--encoder-layers", "9"]),
     Case("a number that is none", "text", ["'1e'", "cannot be read as a number"],
          flags=["--lr", "1e"]),
     Case("a name that is not UTF-8", "text", ["--tensorboard-logdir", "which is not UTF-8"],
@@ -496,6 +499,43 @@ def test_longer_texts_are_cut_and_counted(whole, run, tmp_path):
     assert [line for line in lines if line.startswith(
         f"{longer} of 12 examples in src-bin/train are longer than --max-positions 20"
     )]  # fmt: skip
+
+
+def test_paths_that_fairseq_takes_apart(whole, run, tmp_path):
+    """A colon in the data's path, and a log in a directory that is not there yet."""
+    data = shutil.copytree(whole / "text", tmp_path / "a:b" / "text")
+    log = tmp_path / "not" / "there" / "train.log"
+    with pytest.raises(run.Begun):
+        run(fairseq_train, data, *TRAINING, *TINY, *FLAGS["text"], "--log-file", log,
+            "--save-dir", tmp_path / "save")  # fmt: skip
+    assert log.exists()
+
+
+@pytest.mark.parametrize("kind", ["directory", "pipe"])
+def test_what_has_a_checkpoints_name_must_be_a_file(kind, whole, run, tmp_path):
+    last = tmp_path / "checkpoint_last.pt"
+    if kind == "pipe":
+        os.mkfifo(last)
+    else:
+        last.mkdir()
+    refused(["checkpoint_last.pt is no file: move it away"], run, fairseq_train, whole / "text",
+            *TRAINING, *TINY, *FLAGS["text"], "--save-dir", tmp_path)  # fmt: skip
+    assert last.exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--batch-size", "0"], "--batch-size is 0, but must be at least 1"),
+        (["--num-workers", "-1"], "--num-workers is -1, but must be at least 0"),
+        (["--fp16"], "--fp16 needs a GPU"),
+        (["--max-tokens", "20"], "--max-tokens is 20, but the longest example"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_flags_of_a_validation_are_checked(flags, message, checkpoint, whole, run):
+    refused([message], run, fairseq_validate, whole / "text", *VALIDATION, "--path", checkpoint,
+            *flags)  # fmt: skip
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

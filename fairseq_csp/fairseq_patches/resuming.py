@@ -77,6 +77,8 @@ def load(cfg: CheckpointConfig, trainer: Trainer, **arguments: object) -> tuple:
         if path is not None and not os.path.exists(path):
             raise UserError(f"{flag} {path} is not there")
     own = os.path.realpath(os.path.join(cfg.save_dir, "checkpoint_last.pt"))
+    if os.path.lexists(own) and not os.path.isfile(own):
+        raise UserError(f"{own} is no file: move it away, or give another --save-dir")
     goes_on = not (cfg.reset_optimizer or cfg.finetune_from_model)
     trainer.get_model().optimizer_is_restored = goes_on
     if trainer.data_parallel_rank == 0:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fairseq_csp import checkpoints
 from fairseq_csp.errors import UserError
 from fairseq_csp.files import write_whole
 from fairseq_csp.models.vit import ViTConfig, ViTModel
@@ -75,7 +76,7 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         UserError: it is not there, damaged, or something else.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = checkpoints.read(path)
         words, state = content["args"], content["state_dict"]
         if not isinstance(words, dict) or not isinstance(state, dict):
             raise TypeError("args and state_dict are no dictionaries")
