@@ -30,7 +30,8 @@ SUMMARY_NOTE = (
     "of training anew. Several seeds: mean ± standard deviation. The best of a column is marked."
 )
 RESULTS_NOTE = (
-    "Of trained runs only; the best of a data set first. Several seeds: mean ± standard deviation. "
+    "Of trained runs only; the best of a data set first. A seed with *: resumed with other flags, "
+    "named among the runs as changed. Several seeds: mean ± standard deviation. "
     "Tokens: positions without padding, over the time in updates. Published: full data and "
     "schedule, of the model named in brackets (this attention function, or else the architecture's "
     "own); left out where a run's data, as its summary.json tells, is limited or generated."

@@ -89,7 +89,7 @@ def _short(value: object) -> str:
 
 
 def read_record(file: Path) -> dict:
-    """Read what a run wrote down.
+    """Read what a run wrote down last.
 
     Args:
         file: its ``command.jsonl``, of which the last line is read, or another file of one object.
@@ -100,19 +100,44 @@ def read_record(file: Path) -> dict:
     Raises:
         UserError: it is empty, half written or damaged.
     """
+    records = read_records(file)
+    return records[-1] if records else {}
+
+
+def read_records(file: Path) -> list[dict]:
+    """Read all that a run wrote down, one object a start.
+
+    Args:
+        file: its ``command.jsonl``, or another file of one object.
+
+    Returns:
+        The objects, oldest first, without lines before the last one that are damaged; none where
+        the file is not there.
+
+    Raises:
+        UserError: it is empty, half written or damaged.
+    """
     try:
         if not file.exists():
-            return {}
+            return []
         # a pipe would never end
         if not file.is_file() or file.stat().st_size > MOST_BYTES:
             raise ValueError
         text = file.read_text(encoding="utf-8")
-        record = json.loads(text.splitlines()[-1] if file.suffix == ".jsonl" else text)
-    except (IndexError, OSError, RecursionError, ValueError):
-        record = None
-    if not isinstance(record, dict):
+    except (OSError, ValueError):
+        text = ""
+    records = [_object(line) for line in (text.splitlines() if file.suffix == ".jsonl" else [text])]
+    if not records or records[-1] is None:
         raise UserError(f"{printable(file)} is empty or damaged: remove it, or the whole run")
-    return record
+    return [record for record in records if record is not None]
+
+
+def _object(text: str) -> dict | None:
+    try:
+        value = json.loads(text)
+    except (RecursionError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def read_checkpoint(file: Path) -> Fields:

@@ -106,8 +106,8 @@ def _result(cell: Cell, runs: list[Run]) -> list[Value]:
         Value(first.attention),
         Value(cell.differing),
         Value(
-            ", ".join(str(run.seed) for run in runs),
-            links=tuple((str(run.seed), anchor(run)) for run in runs),
+            ", ".join(map(_seed, runs)),
+            links=tuple((_seed(run), anchor(run)) for run in runs),
         ),
         _spread([run.valid for run in runs], "{:.2f}".format),
         _test(runs),
@@ -122,7 +122,7 @@ def _result(cell: Cell, runs: list[Run]) -> list[Value]:
 def runs_table(runs: Iterable[Run]) -> Table:
     """Return head and rows of all runs, also of those that are unfinished or crashed."""
     head = ["run", "status", "data set", "architecture", "attention", "seed", "best valid %"]
-    head += ["test %", "updates", "tokens/s", "wall time", "revision", "machine"]
+    head += ["test %", "updates", "tokens/s", "wall time", "changed", "revision", "machine"]
     rows = [
         [
             Value(str(run.path), links=((str(run.path), anchor(run)),)),
@@ -136,12 +136,18 @@ def runs_table(runs: Iterable[Run]) -> Table:
             _mean([run.updates], "{:,.0f}".format),
             _mean([run.tokens_per_second], "{:,.0f}".format),
             _mean([run.seconds], duration),
+            Value(" ".join(run.start.changed)),
             Value(run.start.revision),
             Value(run.start.machine),
         ]
         for run in runs
     ]
     return head, rows
+
+
+def _seed(run: Run) -> str:
+    """Write a run's seed, with a mark where its flags were changed on the way."""
+    return f"{run.seed}*" if run.start.changed else str(run.seed)
 
 
 def _place(dataset: str) -> tuple[int, str]:

@@ -17,6 +17,7 @@ from fairseq_csp.report.records import (
     OddValueError,
     read_checkpoint,
     read_record,
+    read_records,
 )
 from fairseq_csp.train_lra import COMMANDS, RESULT, STAGES
 
@@ -34,12 +35,14 @@ class Start:
         commands: the ``fairseq-train`` command, behind those of the stages before it.
         revision: of this repository.
         machine: the GPUs, or the processor where there are none.
+        changed: flags that had other values before it was resumed, at any of its starts.
     """
 
     time: str = ""
     commands: tuple[str, ...] = ()
     revision: str = ""
     machine: str = ""
+    changed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -167,7 +170,7 @@ def _read_run(path: Path, files: list[Path]) -> Run:
     start = Start()
     name = COMMANDS
     try:
-        start = _start(Fields(read_record(path / COMMANDS), COMMANDS))
+        start = _start([Fields(each, COMMANDS) for each in read_records(path / COMMANDS)])
         name = RESULT
         result = Fields(read_record(path / RESULT), RESULT)
         status, test, examples = _result(result)
@@ -194,12 +197,17 @@ def _told(error: Exception) -> str:
     return str(error) if isinstance(error, OddValueError) else type(error).__name__
 
 
-def _start(record: Fields) -> Start:
+def _start(records: list[Fields]) -> Start:
+    if not records:
+        return Start()
+    last = records[-1]
+    changed = dict.fromkeys(str(flag) for each in records for flag in each.fields("changed").values)
     return Start(
-        record.text("started") or "",
-        tuple(filter(None, [*record.texts("stages"), record.text("command")])),
-        record.text("revision") or "",
-        ", ".join(record.texts("gpus")) or record.text("machine") or "",
+        last.text("started") or "",
+        tuple(filter(None, [*last.texts("stages"), last.text("command")])),
+        last.text("revision") or "",
+        ", ".join(last.texts("gpus")) or last.text("machine") or "",
+        tuple(changed),
     )
 
 

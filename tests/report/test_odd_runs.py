@@ -45,6 +45,7 @@ RECORDS = [
     {"command": ["fairseq-train"]},
     {"stages": "fairseq-train"},
     {"stages": [["fairseq-train"]]},
+    {"changed": ["--lr"]},
     {"revision": 1.5},
     {"machine": {}},
     {"gpus": "A100"},

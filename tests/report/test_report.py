@@ -227,6 +227,17 @@ def test_options_of_an_unknown_function_do_not_take_the_report_down(runs, capsys
     assert (rows["mine"]["seeds"], rows["mine"]["setting"]) == ("1, 2", "")
 
 
+def test_a_run_that_was_resumed_with_other_flags_is_marked(runs, capsys):
+    another(runs, "plain", {("common", "seed"): 2})
+    (runs / "seed-1" / "command.jsonl").write_text(
+        '{"started": "1"}\n{"started": "2", "changed": {"--lr": ["0.1", "0.2"]}}\ndamaged\n'
+        '{"started": "3", "changed": {"--seed": ["0", "1"], "--lr": [null, "1"]}}\n{}\n'
+    )
+    text = report(capsys, runs)
+    assert [row["changed"] for row in table(text, "Runs")] == ["", "--lr --seed"]
+    assert [row["seeds"] for row in table(text, "Results")] == ["1*, 2"]
+
+
 def test_a_seed_that_was_run_twice_counts_once(runs, capsys):
     another(runs, "again", accuracy=50.0)
     (row,) = table(report(capsys, runs), "Results")
