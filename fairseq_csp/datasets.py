@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 DATA_DIRECTORY = Path("lra_data")
+RAW_DIRECTORY = DATA_DIRECTORY / "raw"
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from fairseq_csp import checkpoints, supervise
+from fairseq_csp.datasets import DATASETS, IMAGE_SETS, RAW_DIRECTORY
 from fairseq_csp.errors import UserError
 from fairseq_csp.files import write_whole
 from fairseq_csp.processor import has_bfloat16
@@ -33,6 +34,7 @@ from fairseq_csp.recipes.benchmarks import BENCHMARKS
 from fairseq_csp.recipes.flags import ROOT
 from fairseq_csp.recipes.recipe import LAST_DATA, Recipe, Stage
 from fairseq_csp.report.records import read_record
+from preprocess.sources import find_raw
 
 logger = logging.getLogger("train_lra")
 USER_DIR = str(ROOT / "fairseq_csp")
@@ -180,7 +182,24 @@ def _prepare(choice: Choice, training: Training, last: Path) -> int:
     command += [part.replace(LAST_DATA, str(last)) for part in training.stage.preparation]
     if choice.preset == "demo":
         command.append("--demo")
+    elif _download(choice):
+        command.append("--download")
     return supervise.run(command, cwd=ROOT).returncode
+
+
+def _download(choice: Choice) -> bool:
+    """Tell whether to download the raw file of a data set; ask where nobody has said."""
+    data_set = (DATASETS | IMAGE_SETS).get(choice.data_set)
+    if data_set is None or data_set.download is None or data_set.generated:
+        return False
+    if choice.download is not None or find_raw(data_set, ROOT / RAW_DIRECTORY):
+        return bool(choice.download)
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    release = data_set.download
+    sys.stderr.write(f"Download {release.file} ({release.size}) from {release.address}? [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def _training_flags(choice: Choice, gpus: int, recipe: Recipe) -> list[str]:

@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> None:
         source = standin_source(DATA_SET, arguments, "texts that share a topic (1) or do not (0)")
         pairs, expected = partial(_standin, arguments.seed), DEMO_COUNTS
     else:
-        release = RawRelease(arguments.raw or require_raw(DATA_SET))
+        release = RawRelease(require_raw(DATA_SET, arguments))
         source = release.description
         pairs, expected = partial(read_pairs, release), DATA_SET.counts
     prepare(

@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
         source = standin_source(DATA_SET, arguments, "gratings of five directions, two widths")
         fill, expected = write_demo, DEMO_COUNTS
     else:
-        release = RawRelease(arguments.raw or require_raw(DATA_SET))
+        release = RawRelease(require_raw(DATA_SET, arguments))
         source = release.description
         fill, expected = partial(convert_release, release), DATA_SET.counts
     prepare(

@@ -27,12 +27,11 @@ from urllib.parse import urlsplit
 import pooch
 import requests
 
-from fairseq_csp.datasets import DATASETS, IMAGE_SETS, MEGA_RELEASE, Download
+from fairseq_csp.datasets import DATASETS, IMAGE_SETS, MEGA_RELEASE, RAW_DIRECTORY, Download
 from fairseq_csp.errors import UserError
 from preprocess.archives import NothingFoundError, RawRelease, sha256
 from preprocess.directories import PUBLISHED, new_directory
 from preprocess.progress import progress
-from preprocess.sources import RAW_DIRECTORY
 
 MEGA = "mega"
 SUMS_FILE = "SHA256SUMS"

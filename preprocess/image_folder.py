@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> None:
         prepare(DATA_SET, arguments, partial(write_demo, **options), expected=DEMO_COUNTS,
                 source=source, options=options)  # fmt: skip
         return
-    release = RawRelease(arguments.raw or require_raw(DATA_SET))
+    release = RawRelease(require_raw(DATA_SET, arguments))
     fill = partial(convert, release, workers=arguments.workers, **options)
     prepare(DATA_SET, arguments, fill, expected={}, source=release.description, options=options)
 

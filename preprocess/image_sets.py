@@ -95,7 +95,7 @@ def prepare_images(
         source = standin_source(data_set, arguments, what)
         fill, expected = partial(write_standin, shape=shape, **options), DEMO_COUNTS
     else:
-        release = RawRelease(arguments.raw or require_raw(data_set))
+        release = RawRelease(require_raw(data_set, arguments))
         source, expected = release.description, data_set.counts
         fill = partial(convert, release, workers=arguments.workers, **options)
     prepare(data_set, arguments, fill, expected=expected, source=source, options=options)

@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> None:
         read = partial(_standin, arguments.seed)
         expected = DEMO_COUNTS
     else:
-        release = RawRelease(arguments.raw or require_raw(DATA_SET))
+        release = RawRelease(require_raw(DATA_SET, arguments))
         source = release.description
         read = partial(read_reviews, release, arguments.holdout, arguments.seed)
         if arguments.holdout:

@@ -32,6 +32,13 @@ def add_common_arguments(parser: argparse.ArgumentParser, data_set: DataSet) -> 
         "directory"
         + (f" (default: {data_set.download.file} in lra_data/raw/)" if data_set.download else ""),
     )
+    if data_set.download is not None and not data_set.generated:
+        parser.add_argument(
+            "--download",
+            action="store_true",
+            help="download the raw file where it is not there yet, as `python -m preprocess "
+            f"download {data_set.name}` does",
+        )
     parser.add_argument(
         "--demo",
         action="store_true",

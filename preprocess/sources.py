@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from pathlib import Path
 
-from fairseq_csp.datasets import DATA_DIRECTORY, DataSet
+from fairseq_csp.datasets import RAW_DIRECTORY, DataSet
 from fairseq_csp.errors import UserError
-
-RAW_DIRECTORY = DATA_DIRECTORY / "raw"
+from preprocess.download import fetch
 
 
 def find_raw(data_set: DataSet, directory: Path = RAW_DIRECTORY) -> Path | None:
@@ -28,20 +28,21 @@ def raw_at(data_set: DataSet, path: str) -> Path:
     return Path(archive if os.path.isfile(archive) else path)
 
 
-def require_raw(data_set: DataSet, directory: Path = RAW_DIRECTORY) -> Path:
-    """Return the raw release like :func:`find_raw`.
+def require_raw(data_set: DataSet, arguments: argparse.Namespace) -> Path:
+    """Return the raw release: what ``--raw`` names, what lies in its place, or a download.
 
     Raises:
-        UserError: it is not there; the message says what to download and what to run.
+        UserError: it is not there; the message says what to run.
     """
-    raw = find_raw(data_set, directory)
-    if raw is None:
-        name, download = data_set.name, data_set.download
-        if download is None:
-            raise UserError(f"{name} needs its raw files: name the place with --raw PATH")
-        raise UserError(
-            f"{name} needs the raw file {download.file} ({download.size}): "
-            f"`python -m preprocess download {name}` downloads it from {download.address} into "
-            f"{directory}/; where it lies elsewhere, `python -m preprocess {name} --raw PATH`"
-        )
-    return raw
+    raw = arguments.raw or find_raw(data_set)
+    if raw is not None:
+        return raw
+    name, release = data_set.name, data_set.download
+    if release is None:
+        raise UserError(f"{name} needs its raw files: name the place with --raw PATH")
+    if arguments.download:
+        return fetch(release, release.address, RAW_DIRECTORY)
+    raise UserError(
+        f"{name} needs the raw file {release.file} ({release.size}): --download gets it from "
+        f"{release.address} into {RAW_DIRECTORY}/ first, --raw PATH names the place where it lies"
+    )

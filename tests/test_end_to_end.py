@@ -163,5 +163,5 @@ def test_help_names_every_key():
     answer = call("bash", ROOT / "train_lra.sh", "--help")
     assert answer.returncode == 0
     for key in ("model_name", "dataset_name", "attention", "data_dir", "save_dir", "seed",
-                "preset", "gpus", "resume", "user_dir"):  # fmt: skip
+                "preset", "gpus", "resume", "download", "user_dir"):  # fmt: skip
         assert f"\n    {key} " in answer.stdout

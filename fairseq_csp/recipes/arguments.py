@@ -29,6 +29,8 @@ Train a model on an LRA data set, then test its best checkpoint.
     save_dir      where the run is kept (default: outputs/DATASET/ARCHITECTURE-ATTENTION/TIME, with
                   DATASET-demo for demo); a run that is there is resumed
     resume        yes: go on with the newest run of this model and data set (default: no)
+    download      yes: download the data set's raw file where it is not there (default: ask on a
+                  terminal, else no)
     seed          a number up to {most_seed} (default: 0)
     gpus          how many GPUs (default: 1 where there is one; 0: CPU)
     user_dir      a user directory of your own, whose attention functions, families and data sets
@@ -58,6 +60,8 @@ Train a Vision Transformer to classify images, then test its best checkpoint.
     save_dir      where the run is kept (default: outputs/DATASET/ARCHITECTURE-ATTENTION/TIME, with
                   DATASET-demo for demo); a run that is there is resumed
     resume        yes: go on with the newest run of this model and data set (default: no)
+    download      yes: download the data set's raw file where it is not there (default: ask on a
+                  terminal, else no)
     seed          a number up to {most_seed} (default: 0)
     gpus          how many GPUs (default: 1 where there is one; 0: CPU)
     user_dir      a user directory of your own, whose attention functions and data sets can be named
@@ -89,6 +93,7 @@ class Choice:
         preset: one of the benchmark's.
         gpus: GPUs to use; None: one where there is one.
         resume: go on with the newest run of this cell.
+        download: get raw data that is not there; None: ask, if there is somebody to ask.
         user_dir: a user directory of somebody's own; None: this package.
         extra: further flags for fairseq-train.
     """
@@ -103,6 +108,7 @@ class Choice:
     preset: str
     gpus: int | None
     resume: bool
+    download: bool | None
     user_dir: str | None
     extra: tuple[str, ...]
 
@@ -211,10 +217,15 @@ def parse_arguments(arguments: Sequence[str], known: Known | None = None) -> Cho
         seed=_number(given, "seed", most=MOST_SEED) or 0,
         preset=preset,
         gpus=_number(given, "gpus", most=1_000),
-        resume=_one_of(given, "resume", ("yes", "no"), default="no") == "yes",
+        resume=_yes_or_no(given, "resume") or False,
+        download=_yes_or_no(given, "download"),
         user_dir=user_dir,
         extra=extra,
     )
+
+
+def _yes_or_no(given: dict[str, str], key: str) -> bool | None:
+    return _one_of(given, key, ("yes", "no")) == "yes" if key in given else None
 
 
 def _read_keys(arguments: Iterable[str]) -> dict[str, str]:

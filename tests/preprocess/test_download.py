@@ -5,19 +5,26 @@ import hashlib
 import io
 import itertools
 import os
+import sys
 import tarfile
 import threading
 import time
 import zipfile
+from argparse import Namespace
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
 
+from fairseq_csp import train_lra
 from fairseq_csp.data.pixels import load_labels, load_pixels
-from fairseq_csp.datasets import DATASETS, DataSet, Download
+from fairseq_csp.datasets import DATASETS, RAW_DIRECTORY, DataSet, Download
+from fairseq_csp.errors import UserError
+from fairseq_csp.recipes.arguments import parse_arguments
 from preprocess import download
 from preprocess.__main__ import main
+from preprocess.sources import require_raw
 
 PAGE = b"<html><body>Please log in to this network</body></html>"
 
@@ -336,6 +343,51 @@ def test_the_published_data_is_unpacked(server, raw, capsys, tmp_path, monkeypat
     assert not list((tmp_path / "lra_data" / "listops").iterdir())
     assert main([*command, "--overwrite"]) == 0
     assert os.listdir(tmp_path / "lra_data" / "listops") == ["src-bin"]
+
+
+def test_a_preparation_downloads_what_is_missing_when_told(server, raw, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    entry = DATASETS["known"]
+    entry = replace(entry, download=replace(entry.download, address=server.address + "x"))
+    with pytest.raises(UserError, match=r"known needs the raw file known\.tar\.gz .*--download"):
+        require_raw(entry, Namespace(raw=None, download=False))
+    path = require_raw(entry, Namespace(raw=None, download=True))
+    assert path.read_bytes() == CONTENT and path.parent == RAW_DIRECTORY
+    assert require_raw(entry, Namespace(raw=None, download=False)) == path
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "there", "expected"),
+    [
+        (["dataset_name=imdb-4000", "download=yes"], False, True),
+        (["dataset_name=imdb-4000", "download=yes"], True, True),
+        (["dataset_name=imdb-4000", "download=no"], False, False),
+        (["dataset_name=imdb-4000"], False, False),  # nobody is there to be asked
+        (["dataset_name=listops", "download=yes"], False, False),  # generated
+    ],
+)
+def test_the_training_asks_for_a_download(arguments, there, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_lra, "ROOT", tmp_path)
+    (tmp_path / "lra_data" / "raw").mkdir(parents=True)
+    if there:
+        (tmp_path / "lra_data" / "raw" / "aclImdb_v1.tar.gz").write_bytes(b"")
+    choice = parse_arguments(["model_name=mega", *arguments])
+    assert train_lra._download(choice) is expected
+
+
+@pytest.mark.parametrize(("answer", "expected"), [("y", True), ("n", False), ("", False)])
+def test_whoever_sits_at_the_terminal_is_asked(answer, expected, tmp_path, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(train_lra, "ROOT", tmp_path)
+    monkeypatch.setattr("sys.stdin", Terminal(f"{answer}\n"))
+    monkeypatch.setattr("sys.stderr", Terminal())
+    choice = parse_arguments(["model_name=mega", "dataset_name=imdb-4000"])
+    assert train_lra._download(choice) is expected
+    assert "Download aclImdb_v1.tar.gz (84 MB) from https://" in sys.stderr.getvalue()
 
 
 def test_what_every_set_needs_can_be_named(capsys):
