@@ -10,6 +10,7 @@ import re
 import sys
 from dataclasses import dataclass
 
+from fairseq_csp import published_images
 from fairseq_csp.datasets import DATASETS
 
 FAILS = "fails"
@@ -122,6 +123,8 @@ def accuracy(family: str, attention: str | None, dataset: str) -> str:
         Percent or ``fails``, with the name of the published model: the family with that function,
         or else with its own. Empty where nothing was published.
     """
+    if family == "vit":
+        return published_images.accuracy(attention, dataset)
     model = _BESIDE.get((family, attention)) or _BESIDE.get((family, None))
     if model is None:
         return ""

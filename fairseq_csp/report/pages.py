@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from fairseq_csp import published
+from fairseq_csp import published, published_images
 from fairseq_csp.output import printable, write_files
 from fairseq_csp.report import curves
 from fairseq_csp.report.results import (
@@ -47,6 +47,11 @@ PUBLISHED: Section = (
     "Published test accuracy",
     "Percent, on the Long Range Arena. Compare within one source only.",
     published.table(),
+)
+PUBLISHED_IMAGES: Section = (
+    "Published accuracy of image classification",
+    "Top-1 in percent on test. Recipes and augmentation differ; compare within one source only.",
+    published_images.table(),
 )
 NO_COMMAND = "not recorded: train_lra.sh writes it down"
 STYLE = """
@@ -143,7 +148,7 @@ def write_markdown(runs: Sequence[Run], file: Path) -> None:
         files[directory / f"{stem}.csv"] = curves.points_csv(found)
         address = quote(os.fsencode(f"{directory.name}/{stem}.svg"))
         links.append(f"### {escaped(name)}\n\n![accuracy of {stem}]({address})\n")
-    write_files(files | {file: _markdown([*_tables(runs), PUBLISHED], links)})
+    write_files(files | {file: _markdown([*_tables(runs), *_published(runs)], links)})
 
 
 def write_html(runs: Sequence[Run], file: Path) -> None:
@@ -156,7 +161,7 @@ def write_html(runs: Sequence[Run], file: Path) -> None:
     tables = [
         f"<h2>{title}</h2>\n{_note(note)}\n"
         f'<div class="wide" tabindex="0">{html_table(*table)}</div>'
-        for title, note, table in [*_tables(runs), PUBLISHED]
+        for title, note, table in [*_tables(runs), *_published(runs)]
     ]
     figures = [_figure(name, found) for name, found in _with_curves(runs)]
     if figures:
@@ -190,6 +195,13 @@ def _commands(run: Run) -> str:
     commands = run.start.commands or (NO_COMMAND,)
     lines = "\n".join(html.escape(printable(command, most=10_000)) for command in commands)
     return f'<h3 id="{anchor(run)}">{path}</h3>\n<pre>{lines}</pre>'
+
+
+def _published(runs: list[Run]) -> list[Section]:
+    """Return the published numbers that are about the benchmarks of some runs."""
+    of_images = [run.family == "vit" for run in runs]
+    sections = [] if of_images and all(of_images) else [PUBLISHED]
+    return [*sections, PUBLISHED_IMAGES] if any(of_images) else sections
 
 
 def _tables(runs: Sequence[Run]) -> list[Section]:

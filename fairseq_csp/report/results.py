@@ -189,6 +189,8 @@ def duration(seconds: float) -> str:
 def _test(runs: list[Run]) -> Value:
     """Write the test accuracy; that of one seed with its confidence interval."""
     value = _spread([run.test for run in runs], "{:.2f}".format)
+    if value.text and any(run.chosen_on_test for run in runs):
+        return replace(value, text=f"{value.text} (best epoch chosen on test)")
     if len(runs) == 1 and runs[0].test is not None and runs[0].examples:
         low, high = wilson(runs[0].test / 100, runs[0].examples)
         return replace(value, text=f"{value.text} ({100 * low:.2f} to {100 * high:.2f})")

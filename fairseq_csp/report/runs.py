@@ -62,6 +62,7 @@ class Run:
         chance: accuracy of guessing, percent.
         valid: best accuracy on the valid split, percent.
         test: accuracy of the best checkpoint on the test split, percent.
+        chosen_on_test: the best checkpoint was chosen on the test split, as some publish it.
         examples: how many examples that split has.
         parameters: trained parameters.
         updates: updates done.
@@ -82,6 +83,7 @@ class Run:
     chance: float | None = None
     valid: float | None = None
     test: float | None = None
+    chosen_on_test: bool = False
     examples: int | None = None
     parameters: int | None = None
     updates: int | None = None
@@ -258,6 +260,7 @@ def _whole_run(
         chance=100 / classes if classes else None,
         valid=_best_valid(config, extra, curves["valid"]),
         test=test,
+        chosen_on_test=config.fields("dataset").text("valid_subset") == "test",
         examples=examples,
         parameters=_parameters(state) if state.values else None,
         updates=updates or None,
