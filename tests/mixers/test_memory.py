@@ -5,9 +5,8 @@ import sys
 
 import pytest
 
-from fairseq_csp.modules.attention import ATTENTION_REGISTRY
 from tests.helpers.commands import succeed
-from tests.mixers.entries import QUADRATIC
+from tests.mixers.entries import EVERY_CASE, QUADRATIC
 
 POSITIONS, CHANNELS = 16_384, 128
 MOST = 4 << 30
@@ -30,11 +29,15 @@ print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10)
 """
 
 
+KINDS = {
+    (case.name, "image" if case.grid else "text")
+    for case in EVERY_CASE
+    if case.name not in QUADRATIC
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["text", "image"])
-@pytest.mark.parametrize("name", sorted(set(ATTENTION_REGISTRY) - QUADRATIC))
+@pytest.mark.parametrize(("name", "kind"), sorted(KINDS))
 def test_long_rows(name, kind):
-    if kind == "image" and name != "agent":
-        pytest.skip("it knows no grid")
     peak = int(re.search(r"peak (\d+)", succeed(sys.executable, "-c", CODE, name, kind)).group(1))
     assert peak < MOST, f"{peak / 2**30:.2f} GB"
