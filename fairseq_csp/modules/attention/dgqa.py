@@ -56,25 +56,32 @@ class DynamicAttention(GroupedQueries):
         self.register_buffer("alloc", even)
         self.register_buffer("cache", torch.zeros(self.keys, dtype=torch.float64))
         # sums of the norms and the number of rows since the last update
-        self.register_buffer("seen", torch.zeros(self.keys + 1).double(), persistent=False)
+        self._seen: Tensor | None = None
+
+    def _apply(self, *arguments: object, **options: object) -> "DynamicAttention":
+        # a half-precision model keeps the norms: their changes are small beside them
+        super()._apply(*arguments, **options)
+        self.cache = self.cache.double()
+        return self
 
     def serve(
         self, keys: Tensor, values: Tensor, lengths: SequenceLengths
     ) -> tuple[Tensor, Tensor]:
         """Give each query head the keys and values allocated to it."""
         if self.training:
-            norms = key_norms(keys.detach())
-            self.seen[:-1] += norms.sum(0)
-            self.seen[-1] += len(norms)
+            norms = key_norms(keys)
+            seen = torch.cat([norms.sum(0), norms.new_tensor([len(norms)])])
+            self._seen = seen if self._seen is None else self._seen + seen
         return dealt(self.alloc.expand(len(keys), -1), self.queries, keys, values)
 
     @torch.no_grad()
     def set_num_updates(self, updates: int) -> None:
         """Deal the query heads anew if it is time; called after each training update."""
-        seen = self.seen.clone()
-        self.seen.zero_()
+        seen, self._seen = self._seen, None
         if updates % self.options.window:
             return
+        if seen is None:
+            seen = self.cache.new_zeros(self.keys + 1)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(seen)
         if not seen[-1]:

@@ -1,0 +1,59 @@
+"""Every attention function in every family that takes it: rows by themselves, nothing dead."""
+
+import pytest
+import torch
+
+from fairseq_csp.models.family import FAMILY_REGISTRY, can_take
+from fairseq_csp.modules.attention import ATTENTION_REGISTRY
+from tests.helpers.building import pixels, small, tokens
+from tests.mixers.entries import CASES, DEFAULTS
+
+PLACED = [
+    (family, name)
+    for family, member in sorted(FAMILY_REGISTRY.items())
+    for name, cls in sorted(ATTENTION_REGISTRY.items())
+    if can_take(member, cls)
+]
+
+
+def model_of(family, task, name, **options):
+    arguments = next(iter(CASES.get(name, {"": {}}).values()))
+    for key, value in arguments.items():
+        # the number of heads is another one here
+        if key not in (*DEFAULTS, "grid") and not key.endswith("heads"):
+            options[f"{name}_{key.removeprefix(f'{name}_')}"] = value
+    options |= {"attention": name, "encoder_attention_heads": 4, "keep_padding": True}
+    return small(f"{family}_lra_{task}", **options)
+
+
+def assert_alive(model, logits):
+    logits.square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [(f, name) for f, name in PLACED if not ATTENTION_REGISTRY[name].images_only],
+    ids=lambda value: value,
+)
+def test_text(family, name):
+    """In chunks too, of which some hold padding alone."""
+    chunks = {"chunk_size": 8} if family == "mega" else {}
+    model = model_of(family, "imdb", name, **chunks).eval()
+    batch, lengths = tokens([13, 1, 7])
+    together = model(torch.nn.functional.pad(batch, (0, 3), value=1), lengths)
+    alone = [model(row[None, :n], n[None]) for row, n in zip(batch, lengths, strict=True)]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-4)
+    assert torch.cdist(together, together).add(torch.eye(3) * 9).min() > 1e-4
+    assert_alive(model, together)
+
+
+@pytest.mark.parametrize(("family", "name"), PLACED, ids=lambda value: value)
+def test_images_in_bfloat16(family, name):
+    model = model_of(family, "cifar10", name, max_positions=36).bfloat16().train()
+    images, lengths = pixels(2, 36)
+    logits = model(images.bfloat16(), lengths)
+    assert logits.isfinite().all()
+    assert_alive(model, logits.float())
