@@ -124,4 +124,6 @@ def _text(words: list[str], dictionary: Dictionary, model: Path) -> str:
     # bytes; one that train lacks has lost its value
     unknown = "\N{REPLACEMENT CHARACTER}".encode()
     parts = (bytes([values[word]]) if word in values else unknown for word in words)
-    return b"".join(parts).decode("utf-8", errors="replace")
+    text = b"".join(parts).decode("utf-8", errors="replace")
+    # a terminal would obey other control characters
+    return "".join(c if c.isprintable() or c in "\n\t\0" else f"\\x{ord(c):02x}" for c in text)

@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -52,3 +56,17 @@ def test_images_come_back(prepare, tmp_path, capsys):
 @pytest.mark.parametrize("directory", [".", "nothing"])
 def test_other_directories_are_told(tmp_path, capsys, directory):
     assert "is not a prepared set" in show(capsys, tmp_path / directory)
+
+
+def test_a_terminal_that_knows_few_characters_and_obeys_others(prepare, tmp_path):
+    pairs = {"train": [("1.0", "naïve – \x1b[2J\x9b\r\n\tend".encode(), b"x")]}
+    write_aan(tmp_path / "raw", pairs | {name: [("1.0", b"x", b"x")] for name in ("eval", "test")})
+    out = prepare("aan", "--raw", tmp_path / "raw", "--limit", 9)
+    command = [sys.executable, "-m", "preprocess", "show", out, "--split", "train"]
+    for encoding, expected in (
+        ("utf-8", "naïve – \\x1b[2J\\x9b\\x0d\n\tend\n"),
+        ("ascii", "na\\xefve \\u2013 \\x1b[2J\\x9b\\x0d\n\tend\n"),
+    ):
+        environment = {**os.environ, "PYTHONIOENCODING": encoding}
+        answer = subprocess.run(command, capture_output=True, env=environment, check=True)
+        assert expected in answer.stdout.decode(encoding)
