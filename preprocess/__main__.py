@@ -63,7 +63,8 @@ def main(arguments: list[str] | None = None) -> int:
             signal.signal(number, _interrupt)
     for stream in (sys.stdout, sys.stderr):
         # a terminal may know fewer characters than a text or a file's name has
-        stream.reconfigure(errors="backslashreplace")
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     message, status = "", 0
     try:
         parsed.run(parsed)
