@@ -15,6 +15,7 @@ from fairseq.dataclass.configs import FairseqConfig
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_NAME_REGISTRY, MODEL_DATACLASS_REGISTRY
 from fairseq.registry import REGISTRIES
 from fairseq.tasks import TASK_DATACLASS_REGISTRY
+from omegaconf import MISSING
 
 import fairseq_csp.plugin  # noqa: F401 (registers what the dataclasses are looked up by)
 from fairseq_csp.errors import UserError
@@ -111,8 +112,9 @@ def _with_defaults(group: str, config: Fields) -> dict[str, Any]:
 def _defaults(config: Any) -> dict[str, Any]:
     if config is None:
         return {}
-    items = [(item.name, getattr(config(), item.name)) for item in dataclasses.fields(config)]
-    return {name: value for name, value in items if value != "???"}
+    values = config()
+    items = [(item.name, getattr(values, item.name)) for item in dataclasses.fields(config)]
+    return {name: value for name, value in items if value != MISSING}
 
 
 def _in_use(values: dict[str, Any], attention: str) -> dict[str, Any]:

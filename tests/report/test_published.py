@@ -2,8 +2,11 @@
 
 import pytest
 
+import fairseq_csp.plugin  # noqa: F401 (registers families)
 from fairseq_csp import published
 from fairseq_csp.datasets import DATASETS
+from fairseq_csp.models.family import FAMILY_REGISTRY
+from fairseq_csp.modules.attention import ATTENTION_REGISTRY
 from fairseq_csp.report.tables import markdown
 from tests.helpers.commands import ROOT
 
@@ -28,6 +31,9 @@ def test_the_data_sets_are_those_of_this_project():
 def test_every_row_has_a_source_and_what_stands_beside_a_run_is_there():
     assert all(row.source for row in published.PUBLISHED.values())
     assert set(published._BESIDE.values()) <= set(published.PUBLISHED)
+    families, functions = zip(*published._BESIDE, strict=True)
+    assert set(families) <= set(FAMILY_REGISTRY)
+    assert set(functions) - {None} <= set(ATTENTION_REGISTRY)
 
 
 def test_the_document_shows_the_table():
