@@ -78,18 +78,16 @@ def main(arguments: list[str]) -> int:
         UserError: something that was asked for cannot be done.
     """
     try:
-        choice = _choice(arguments)
+        choice = choice_of(arguments)
     except ValueError as error:
         script = BENCHMARKS[benchmark_of(arguments)].script
         sys.stderr.write(f"{script}: {error} (--help tells more)\n")
         return 2
     gpus = _gpus(choice)
     trainings = _trainings(choice, gpus)
-    # the others may take the dictionaries of the last one's data
-    for training in (trainings[-1], *trainings[:-1]):
-        status = 0 if training.data.exists() else _prepare(choice, training, trainings[-1].data)
-        if status:
-            return status
+    status = prepare_data(choice, trainings)
+    if status:
+        return status
     if not gpus and choice.preset != "demo":
         _say_how_long(trainings)
     last = trainings[-1]
@@ -122,8 +120,34 @@ def main(arguments: list[str]) -> int:
     return status
 
 
-def _choice(arguments: Sequence[str]) -> Choice:
-    """Read the arguments; with a user directory, by the names that it registers."""
+def prepare_data(choice: Choice, trainings: Sequence[Training] | None = None) -> int:
+    """Prepare the data of a run where it is not there.
+
+    Args:
+        choice: what was asked for.
+        trainings: those of the run; None: those that are asked for.
+
+    Returns:
+        The exit status of the preparation that failed, else 0.
+    """
+    found = _trainings(choice, 0) if trainings is None else trainings
+    # the others may take the dictionaries of the last one's data
+    for training in (found[-1], *found[:-1]):
+        status = 0 if training.data.exists() else _prepare(choice, training, found[-1].data)
+        if status:
+            return status
+    return 0
+
+
+def choice_of(arguments: Sequence[str]) -> Choice:
+    """Read the arguments; with a user directory, by the names that it registers.
+
+    Args:
+        arguments: those of ``train_lra.sh``.
+
+    Raises:
+        ValueError: as :func:`parse_arguments`.
+    """
     choice = parse_arguments(arguments)
     if choice.user_dir is None:
         return choice
