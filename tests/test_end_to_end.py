@@ -114,7 +114,7 @@ def test_paper_preset_says_how_long_it_takes(listops, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["model=mega"], "the keys are model_name, dataset_name"),
+        (["model=mega"], "the keys are benchmark, model_name, dataset_name"),
         (
             ["model_name=bert", "dataset_name=aan"],
             "flash, lstm, mega, transformer, transformer_rope",
