@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fairseq import utils
 
-from fairseq_csp.analysis import collapse, maps, rank, reach
+from fairseq_csp.analysis import collapse, image_maps, maps, rank, reach
 from fairseq_csp.errors import UserError
 from fairseq_csp.flags import positive, user_directory
 from fairseq_csp.ops.csp import FULL, ORDERS
@@ -55,6 +55,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--layers", type=_numbers, metavar="N,N,...", help="layers, from 0 (first, middle, last)")
     add("--channels", type=_numbers, metavar="N,N,...", help="channels or heads (three of them)")
 
+    text = "where in an image a patch takes its values from, in trained Vision Transformers"
+    add = command_on_trained("image-maps", text, split="test").add_argument
+    add("--example", type=int, default=0, help="which image, numbered from 0")
+    add("--patch", type=int, help="whose weights, in reading order, from 0 (the middle one)")
+
     text = "how alike positions become in trained models"
     add = command_on_trained("rank", text, split="valid").add_argument
     add("--examples", type=positive, default=16, help="how many inputs, spread over the split")
@@ -96,6 +101,8 @@ def main(arguments: list[str]) -> int:
             args.layers,
             args.channels,
         )
+    elif args.command == "image-maps":
+        image_maps.draw(args.out, args.checkpoints, args.data, args.split, args.example, args.patch)
     elif args.command == "rank":
         rank.draw(args.out, args.checkpoints, args.data, args.split, args.examples)
     elif args.command == "collapse":

@@ -292,6 +292,8 @@ class ViTModel(CheckpointLoading):
         cfg: its options.
 
     Attributes:
+        image_size: height and width of an image.
+        grid: rows and columns of its patches.
         tokens: tokens of an image, the class token included.
 
     Raises:
@@ -312,8 +314,8 @@ class ViTModel(CheckpointLoading):
             raise UserError(
                 f"--sen-rep-type is {cfg.sen_rep_type!r}; it must be one of {', '.join(POOLINGS)}"
             )
-        grid = (self.image_size[0] // patch[0], self.image_size[1] // patch[1])
-        patches = grid[0] * grid[1]
+        self.grid = (self.image_size[0] // patch[0], self.image_size[1] // patch[1])
+        patches = self.grid[0] * self.grid[1]
         has_token = cfg.sen_rep_type == "cls"
         self.tokens = patches + has_token
         dim = cfg.encoder_embed_dim
@@ -324,7 +326,7 @@ class ViTModel(CheckpointLoading):
             Patches(patch), nn.Linear(patch[0] * patch[1] * cfg.image_channels, dim)
         )
         self.dropout = Dropout(cfg.embedding_dropout)
-        self.transformer = Encoder(cfg, self.tokens, None if has_token else grid)
+        self.transformer = Encoder(cfg, self.tokens, None if has_token else self.grid)
         self.mlp_head = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, cfg.sentence_class_num))
 
     def forward(self, images: Tensor) -> Tensor:
