@@ -33,11 +33,11 @@ _SOURCES = {
         BigBird               36.05 64.02 59.29 40.83 74.87 fails 55.01
     """,
     "arXiv 2102.03902, table 3": """
-        Transformer (Nyströmformer's run)  37.10 65.02 79.35 38.20 74.16 - 58.77
+        Transformer, Nyströmformer's run   37.10 65.02 79.35 38.20 74.16 - 58.77
         Nyströmformer                      37.15 65.52 79.56 41.58 70.94 - 58.95
     """,
     "arXiv 2209.10655": """
-        Transformer (MEGA's run)  37.11 65.21 79.14 42.94 71.83 fails 59.24
+        Transformer, MEGA's run   37.11 65.21 79.14 42.94 71.83 fails 59.24
         Luna-256                  37.98 65.78 79.56 47.86 78.55 fails 61.95
         S4-v2                     59.60 86.82 90.90 88.65 94.20 96.35 86.09
         MEGA                      63.14 90.43 91.25 90.44 96.01 97.98 88.21
@@ -66,7 +66,7 @@ _SOURCES = {
 _BESIDE = {
     ("mega", None): "MEGA",
     ("flash", None): "FLASH",
-    ("transformer", None): "Transformer (MEGA's run)",
+    ("transformer", None): "Transformer, MEGA's run",
     ("transformer", "bigbird"): "BigBird",
     ("transformer", "fnet"): "FNet",
     ("transformer", "linear"): "Linear Transformer",

@@ -11,7 +11,7 @@ _SOURCES = {
     "arXiv 2310.17683, the authors' sheet": """
         Sliceformer, ascending         82.16 54.18 51.77 78 98.81
         Sliceformer, Haar interleave   83.54 54.70 52.40 -  98.95
-        ViT (Sliceformer authors')     80.98 -     -     -  98.78
+        ViT, Sliceformer's authors      80.98 -     -     -  98.78
     """,
     "kentaroy47/vision-transformers-cifar10 (README)": """
         ViT, patch 4, 512 channels, 200 epochs   80 - - - -
@@ -30,8 +30,8 @@ _SOURCES = {
 }
 # which of them stands beside a run of a Vision Transformer with an attention function
 _BESIDE = {
-    None: "ViT (Sliceformer authors')",
-    "softmax": "ViT (Sliceformer authors')",
+    None: "ViT, Sliceformer's authors",
+    "softmax": "ViT, Sliceformer's authors",
     "sliceformer": "Sliceformer, ascending",
 }
 

@@ -35,7 +35,7 @@ def test_an_epoch_that_was_chosen_on_test_is_told(tmp_path):
 
 def test_what_stands_beside_a_run():
     assert (
-        published.accuracy("vit", "softmax", "cifar10-rgb") == "80.98 (ViT (Sliceformer authors'))"
+        published.accuracy("vit", "softmax", "cifar10-rgb") == "80.98 (ViT, Sliceformer's authors)"
     )
     assert published.accuracy("vit", "csp", "cifar10-rgb") == ""
     assert published.accuracy("vit", "softmax", "cifar10-rgb-demo") == ""

@@ -49,7 +49,7 @@ def test_the_document_shows_the_table():
         # the benchmark's Performer is a Transformer
         ("mega", "performer", "listops", "63.14 (MEGA)"),
         ("transformer", "performer", "listops", "18.01 (Performer)"),
-        ("transformer", "sigmoid", "path-x", "fails (Transformer (MEGA's run))"),
+        ("transformer", "sigmoid", "path-x", "fails (Transformer, MEGA's run)"),
         ("flash", "relu2", "path-x", ""),
         ("lstm", "none", "listops", ""),
         ("mega", "csp", "listops-demo", ""),
