@@ -425,7 +425,7 @@ def checkpoint(whole):
         (["--encoder-layers", "3"], ["--encoder-layers is 3, but", "trained with 2"]),
         (["--arch", "transformer_lra_imdb"], ["--arch is transformer_lra_imdb", "mega_lra_imdb"]),
         (["--attention", "csp"], ["--attention is csp", "trained with none", "--finetune-from"]),
-        (["--csp-shift", "linear"], ["--csp-shift is linear", "with exponential", "--save-dir"]),
+        (["--rel-pos-bias", "rotary"], ["--rel-pos-bias is rotary", "with simple", "--save-dir"]),
         (["--activation-fn", "relu"], ["--activation-fn is relu, but", "trained with silu"]),
         (["--sen-rep-type", "cls"], ["--sen-rep-type is cls, but", "trained with mp"]),
         (["--max-positions", "99"], ["--max-positions is 99, but", "trained with 4002"]),
