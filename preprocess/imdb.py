@@ -111,7 +111,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def read_reviews(release: RawRelease, holdout: float | None, seed: int) -> Reviews:
-    """Read the reviews of each split, (label, text) with the classes in turn.
+    """Read the reviews of each split, (label, text), sorted by number.
 
     Args:
         release: The raw release.

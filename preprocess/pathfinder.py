@@ -188,7 +188,7 @@ class _Level:
 
     Attributes:
         spool: File that the images are appended to, in the order they are met.
-        positions: The place of each image in it, by its path in the folder.
+        positions: The index of each image in it, by its path in the folder.
         metadata: Name and text of each metadata file, by its number.
         damaged: Images left out, which are known to be damaged in the release.
     """
@@ -305,7 +305,7 @@ def _decode(side: int, images: list[tuple[str, str, str, bytes]]) -> list[tuple[
 
 
 def _in_order_of_metadata(level: _Level) -> tuple[np.ndarray, np.ndarray]:
-    """Return the place in the spool and the label of each image that the metadata lists."""
+    """Return the index in the spool and the label of each image that the metadata lists."""
     positions, labels, listed = [], [], set()
     for _, (name, text) in sorted(level.metadata.items()):
         for number, line in numbered_lines(io.BytesIO(text), name):

@@ -2,8 +2,8 @@
 
 The stimulus of Linsley et al. 2018, "Learning long-range spatial dependencies with horizontal
 gated recurrent units", with the settings of the Long Range Arena. Two long contours start near
-the middle, a fixed distance apart, and grow paddle by paddle in turn, each paddle turned at random
-against the last; short distractors fill the rest. No paddle comes nearer to another contour than
+the middle, a fixed distance apart, and grow paddle by paddle alternately, each paddle at a random
+angle to the last; short distractors fill the rest. No paddle comes nearer to another contour than
 the clearance. One disc marks the start of a contour, the other the end of the same contour (label
 1) or of the other (label 0), so the label is right by construction.
 """
@@ -22,10 +22,10 @@ from preprocess.parallel import ordered_map
 
 CHUNK = 32  # images drawn at a time
 
-_TRIES = 12  # turns tried before a contour counts as stuck
+_TRIES = 12  # angles tried before a contour counts as stuck
 _SETBACK = 4  # paddles by which it is then taken back
 _SETBACKS = 6  # times that this is done before all starts anew
-_SCATTERINGS = 8  # places tried for a distractor before all starts anew
+_SCATTERINGS = 8  # points tried for a distractor before all starts anew
 _CELLS = 128  # of the canvas, each way
 _SUPERSAMPLING = 2
 _POINTS = np.linspace(0, 1, 5)  # where along a paddle distances are taken
@@ -44,7 +44,7 @@ class Settings:
         start_distance: Between the starts of the two long contours.
         marker_radius: Radius of the discs.
         padding: Free border.
-        continuity: Largest turn between the first paddles, in radians; it shrinks evenly to half
+        continuity: Largest angle between the first paddles, in radians; it shrinks evenly to half
             of that along the contour.
         distractors: How many distractors.
         distractor_paddles: Paddles of a distractor.
@@ -78,7 +78,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Drawing:
-    """One image before it is drawn; places are complex numbers x + iy, in pixels.
+    """One image before it is drawn; points are complex numbers x + iy, in pixels.
 
     Attributes:
         label: 1 where the discs mark the ends of one contour, else 0.
@@ -94,7 +94,7 @@ class Drawing:
 
 
 class _Stuck(Exception):
-    """A contour found no place to go."""
+    """A contour found no way to go on."""
 
 
 @dataclass
@@ -126,18 +126,18 @@ class _Canvas:
         onward = 1 + settings.margin / settings.paddle_length
         self._along = settings.paddle_length * np.concatenate([_POINTS, onward + _POINTS])
 
-    def start(self, places: np.ndarray) -> list[_Paddle]:
-        """Begin a contour at the first of ``places`` where a paddle fits, in any direction.
+    def start(self, points: np.ndarray) -> list[_Paddle]:
+        """Begin a contour at the first of ``points`` where a paddle fits, in any direction.
 
         Raises:
             _Stuck: it fits nowhere.
         """
         contour = []
-        self._place(contour, places, self._rng.uniform(-np.pi, np.pi, len(places)))
+        self._place(contour, points, self._rng.uniform(-np.pi, np.pi, len(points)))
         return contour
 
     def grow(self, contours: list[list[_Paddle]], paddles: int) -> None:
-        """Extend contours to a number of paddles, paddle by paddle in turn.
+        """Extend contours to a number of paddles, paddle by paddle, alternately.
 
         One that gets stuck is taken back a few paddles and grows anew.
 
@@ -158,11 +158,11 @@ class _Canvas:
         """Put a contour of a number of paddles somewhere.
 
         Raises:
-            _Stuck: no place for it was found.
+            _Stuck: no point for it was found.
         """
         for _ in range(_SCATTERINGS):
-            places = self._rng.uniform(0, self._settings.side, (_TRIES, 2)) @ (1, 1j)
-            contour = self.start(places)
+            points = self._rng.uniform(0, self._settings.side, (_TRIES, 2)) @ (1, 1j)
+            contour = self.start(points)
             try:
                 self.grow([contour], paddles)
             except _Stuck:
@@ -171,9 +171,9 @@ class _Canvas:
                 return contour
         raise _Stuck
 
-    def close(self, place: complex, clearance: float) -> None:
-        """Keep what follows away from a place."""
-        self._closed[self._cells_near(place, place, clearance)] += 1
+    def close(self, point: complex, clearance: float) -> None:
+        """Keep what follows away from a point."""
+        self._closed[self._cells_near(point, point, clearance)] += 1
 
     def take_back(self, contour: list[_Paddle], keep: int) -> None:
         """Remove all but the first ``keep`` paddles of a contour."""
@@ -220,10 +220,10 @@ class _Canvas:
         reach = clearance + math.sqrt(0.5) / self._scale
         columns = self._between(start.real, end.real, reach)
         rows = self._between(start.imag, end.imag, reach)
-        places = self._centres[columns] + 1j * self._centres[rows][:, None] - start
+        points = self._centres[columns] + 1j * self._centres[rows][:, None] - start
         line = end - start
-        along = (places * np.conj(line)).real / (abs(line) ** 2 or 1)
-        distances = np.abs(places - along.clip(0, 1) * line)
+        along = (points * np.conj(line)).real / (abs(line) ** 2 or 1)
+        distances = np.abs(points - along.clip(0, 1) * line)
         row, column = np.nonzero(distances < reach)
         return (row + rows.start) * self._width + column + columns.start
 
@@ -252,7 +252,7 @@ def _lay_out(
     inner = min(2 * settings.start_distance, settings.side / 2)
     first = complex(*rng.uniform(inner, settings.side - inner, 2))
     second = first + settings.start_distance * np.exp(1j * rng.uniform(-np.pi, np.pi))
-    contours = [canvas.start(np.full(_TRIES, place)) for place in (first, second)]
+    contours = [canvas.start(np.full(_TRIES, point)) for point in (first, second)]
     for contour in contours:
         canvas.close(contour[0].start, settings.marker_clearance)
     canvas.grow(contours, settings.paddles)

@@ -70,9 +70,9 @@ def describe_text(directory: Path, split: str, index: int) -> str:
     for side in ("src", "src1"):
         folder = directory / f"{side}-bin"
         if folder.is_dir():
-            words, dictionary = _example(folder, split, index)
-            text = _text(words, dictionary, directory / SENTENCEPIECE_FILE)
-            lines += [f"{side}: {len(words)} symbols and EOS", text]
+            symbols, dictionary = _example(folder, split, index)
+            text = _text(symbols, dictionary, directory / SENTENCEPIECE_FILE)
+            lines += [f"{side}: {len(symbols)} symbols and EOS", text]
     return "\n".join(lines) + "\n"
 
 
@@ -96,7 +96,7 @@ def describe_image(directory: Path, split: str, index: int, png: Path) -> str:
 
 
 def _example(folder: Path, split: str, index: int) -> tuple[list[str], Dictionary]:
-    """Return the words of one sequence, without EOS, and the dictionary they come from."""
+    """Return the symbols of one sequence, without EOS, and the dictionary they come from."""
     if not (folder / DICTIONARY_FILE).is_file() or not (folder / f"{split}.idx").is_file():
         raise UserError(f"{folder} has no {DICTIONARY_FILE} or no {split}.idx")
     dictionary = load_dictionary(str(folder / DICTIONARY_FILE))
@@ -111,19 +111,19 @@ def _check_index(directory: Path, split: str, index: int, size: int) -> None:
         raise UserError(f"--index {index}: {directory} {split} has examples 0 to {size - 1}")
 
 
-def _text(words: list[str], dictionary: Dictionary, model: Path) -> str:
+def _text(symbols: list[str], dictionary: Dictionary, model: Path) -> str:
     if model.is_file():
         try:
-            return sentencepiece.SentencePieceProcessor(str(model)).decode(words)
+            return sentencepiece.SentencePieceProcessor(str(model)).decode(symbols)
         except (OSError, RuntimeError) as error:
             raise UserError(f"{model} is not a SentencePiece model ({error})") from error
-    symbols = (word for word in dictionary.symbols if not word.startswith(("<", "madeupword")))
+    known = (symbol for symbol in dictionary.symbols if not symbol.startswith(("<", "madeupword")))
     values = {symbol: value for value, symbol in enumerate(ByteTokenizer.symbols)}
-    if not all(word in values for word in symbols):
-        return " ".join(words)
+    if not all(symbol in values for symbol in known):
+        return " ".join(symbols)
     # bytes; one that train lacks has lost its value
     unknown = "\N{REPLACEMENT CHARACTER}".encode()
-    parts = (bytes([values[word]]) if word in values else unknown for word in words)
+    parts = (bytes([values[symbol]]) if symbol in values else unknown for symbol in symbols)
     text = b"".join(parts).decode("utf-8", errors="replace")
     # a terminal would obey other control characters
     return "".join(c if c.isprintable() or c in "\n\t\0" else f"\\x{ord(c):02x}" for c in text)

@@ -35,7 +35,7 @@ class TextDatasetWriter:
     Args:
         directory: An empty directory, see :func:`preprocess.directories.new_directory`.
         symbols: The text of every code that a sequence may hold; code i stands for symbols[i].
-        labels: The label words; label i is labels[i].
+        labels: The names of the labels; label i is labels[i].
         inputs: Names of the inputs of one example: ``src``, or ``src`` and ``src1``, which then
             share a dictionary.
         dictionaries: A prepared set whose dictionaries are taken instead, so that every symbol
@@ -59,7 +59,7 @@ class TextDatasetWriter:
             )
         self._directory = directory
         self._symbols = symbols
-        self._label_words = list(labels)
+        self._label_names = list(labels)
         self._inputs = tuple(inputs)
         self._dtype = np.dtype(np.uint8 if len(symbols) <= 256 else np.int32)
         self._counts = np.zeros(len(symbols), dtype=np.int64)
@@ -112,11 +112,11 @@ class TextDatasetWriter:
         for split, side in self._lengths:
             self._spool_path(split, side).unlink()
 
-        classes = np.bincount(self._labels["train"], minlength=len(self._label_words))
+        classes = np.bincount(self._labels["train"], minlength=len(self._label_names))
         label_dictionary = label_dictionary or _dictionary(
-            self._label_words, classes, keep_unseen=True
+            self._label_names, classes, keep_unseen=True
         )
-        label_ids = _ids(label_dictionary, self._label_words)
+        label_ids = _ids(label_dictionary, self._label_names)
         self._save_dictionary(label_dictionary, LABEL_DIRECTORY)
         for split in SPLITS:
             with _TokenFile(self._directory / LABEL_DIRECTORY / split, label_dictionary) as file:
@@ -147,7 +147,7 @@ class TextDatasetWriter:
 
     def _figures(self, split: str) -> SplitFigures:
         lengths = {side: np.array(self._lengths[split, side]) + 1 for side in self._inputs}
-        return SplitFigures.of(lengths, np.array(self._labels[split], int), self._label_words)
+        return SplitFigures.of(lengths, np.array(self._labels[split], int), self._label_names)
 
 
 class _TokenFile:

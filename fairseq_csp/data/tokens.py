@@ -103,10 +103,10 @@ def _check_symbols(path: str, dtype: np.dtype, ends: np.ndarray, known: int) -> 
         count = min(_BLOCK, int(ends[-1]) - start)
         block = np.frombuffer(file.read(start * dtype.itemsize, count * dtype.itemsize), dtype)
         if block.min() < 0 or block.max() >= known:
-            place = start + np.flatnonzero((block < 0) | (block >= known))[0]
+            index = start + np.flatnonzero((block < 0) | (block >= known))[0]
             raise UserError(
-                f"{path}: example {np.searchsorted(ends, place, 'right')} has symbol "
-                f"{block[place - start]}, but the dictionary has {known:,} symbols: the file is "
+                f"{path}: example {np.searchsorted(ends, index, 'right')} has symbol "
+                f"{block[index - start]}, but the dictionary has {known:,} symbols: the file is "
                 "damaged or the dictionary another one"
             )
 
