@@ -6,10 +6,12 @@
 A run is one of ``train_lra.sh``. What is finished is not run again, what was broken off goes on.
 """
 
+import contextlib
 import dataclasses
 import fcntl
 import json
 import logging
+import os
 import signal
 import sys
 import time
@@ -256,6 +258,34 @@ def train_run(arguments: list[str]) -> int:
     return supervise.run(command, cwd=ROOT).returncode
 
 
+class LocalJob:
+    """A job on this machine, which can be ended with all that it started.
+
+    submitit's own cancel ends what controls a job, and leaves the job itself running.
+
+    Args:
+        job: submitit's.
+    """
+
+    def __init__(self, job: submitit.Job) -> None:
+        self.job = job
+        self.ending: list[int] = []
+
+    def done(self) -> bool:
+        """Whether it has ended; once cancelled, whether all that it started has."""
+        if self.ending:
+            return not {number for number, _ in supervise.processes()} & set(self.ending)
+        return self.job.done()
+
+    def cancel(self) -> None:
+        """End what controls it and the job itself; what watches over the training sees that."""
+        controller = int(self.job.job_id)
+        self.ending = [controller, *supervise.descendants(controller)]
+        for number in self.ending[:2]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+
+
 def _executor(grid: Grid) -> submitit.Executor:
     """Return what starts jobs.
 
@@ -375,6 +405,7 @@ def _submit(grid: Grid, executor: submitit.Executor, asked: list[str], slot: int
         there = max(1, torch.cuda.device_count())
         chosen = [(slot * each + number) % there for number in range(each)]
         executor.update_parameters(gpus_per_node=each, visible_gpus=chosen)
+        return LocalJob(executor.submit(train_run, asked))
     return executor.submit(train_run, asked)
 
 

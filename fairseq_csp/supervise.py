@@ -128,17 +128,21 @@ def _prctl(option: int, value: int) -> None:
 
 def _kill_descendants() -> None:
     # again until there is none: one may start another meanwhile
-    while found := _descendants(os.getpid()):
+    while found := descendants(os.getpid()):
         for number in found:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(number, signal.SIGKILL)
         time.sleep(0.01)
 
 
-def _descendants(ancestor: int) -> list[int]:
-    """Return the processes below one that have not ended."""
+def descendants(ancestor: int) -> list[int]:
+    """Return the processes below one that have not ended, the nearer ones first.
+
+    Args:
+        ancestor: its number.
+    """
     children: dict[int, list[int]] = {}
-    for number, parent in _processes():
+    for number, parent in processes():
         children.setdefault(parent, []).append(number)
     found, below = [], [ancestor]
     while below:
@@ -147,7 +151,7 @@ def _descendants(ancestor: int) -> list[int]:
     return found
 
 
-def _processes() -> Iterator[tuple[int, int]]:
+def processes() -> Iterator[tuple[int, int]]:
     """Yield the number of each process that has not ended, and its parent's."""
     if sys.platform == "linux":
         for file in Path("/proc").glob("[0-9]*/stat"):

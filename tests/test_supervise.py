@@ -95,7 +95,7 @@ def test_processes_are_found_without_proc(monkeypatch):
     child = subprocess.Popen(["sleep", "600"])
     try:
         monkeypatch.setattr(supervise.sys, "platform", "darwin")
-        assert (child.pid, os.getpid()) in set(supervise._processes())
+        assert (child.pid, os.getpid()) in set(supervise.processes())
     finally:
         child.kill()
         child.wait()
