@@ -16,7 +16,46 @@ from fairseq_csp.report.tables import markdown
 # of the layer that parameters are counted for
 SIZES = {"value_dim": 128, "heads": 4, "max_positions": 1024}
 GRID = (32, 32)
-COLUMNS = ["mixer", "what it is", "used in", "parameters", "options"]
+COLUMNS = ["mixer", "what it is", "time", "used in", "parameters", "options"]
+# time of a row of n positions, beside the channels; letters are those of the options
+COSTS = {
+    "agent": "n tokens",
+    "biformer": "n top n/regions",
+    "bigbird": "n (window + global + random window)",
+    "cga": "n^2",
+    "channel": "n",
+    "combiner": "n (segment + n/segment)",
+    "cosformer": "n",
+    "csp": "n log(group size)",
+    "dgqa": "n^2",
+    "fnet": "n log n",
+    "gau_mixed": "n chunk",
+    "gmlp": "n^2",
+    "gqa": "n^2",
+    "hilo": "n (window^2 + n/window^2)",
+    "hyena": "n log n",
+    "kdgqa": "n^2",
+    "kernel_rpe": "n log n features",
+    "laplace": "n^2",
+    "linear": "n",
+    "linformer": "n size",
+    "local": "n window",
+    "longformer": "n (window + global)",
+    "luna": "n size",
+    "moh": "n^2",
+    "nystrom": "n landmarks + landmarks^3",
+    "performer": "n features",
+    "relu2": "n^2",
+    "s4d": "n (state + log n)",
+    "sigmoid": "n^2",
+    "sinkformer": "n^2 iterations",
+    "sliceformer": "n log n",
+    "softmax": "n^2",
+    "spectral": "n log n",
+    "sqa": "n^2 queries/heads",
+    "synthesizer": "n^2",
+    "urpe": "n^2",
+}
 
 
 def description(cls: type[AttentionFunction]) -> str:
@@ -42,13 +81,14 @@ def table() -> str:
         used = [member.name for member in FAMILY_REGISTRY.values() if can_take(member, cls)]
         most = [member.name for member in FAMILY_REGISTRY.values() if member.encoder.takes]
         options = [
-            f"`{flag_of(name, item.name)}` {_shown(item.default)}"
+            f"`{flag_of(name, item.name)}` {_shown(item)}"
             for item in dataclasses.fields(cls.options_type)
         ]
         rows.append(
             [
                 f"`{name}`",
                 description(cls),
+                COSTS.get(name, ""),
                 ("all" if used == most else ", ".join(used))
                 + (", images only" if cls.images_only else ""),
                 f"{count_parameters(name):,}",
@@ -58,9 +98,11 @@ def table() -> str:
     return markdown(COLUMNS, rows)
 
 
-def _shown(default: object) -> str:
+def _shown(item: dataclasses.Field) -> str:
+    default = item.default
     if default is None:
-        return "by the sizes"
+        # said in the help
+        return item.metadata["help"].partition("default: ")[2].removesuffix(")")
     return {True: "on", False: "off"}[default] if isinstance(default, bool) else str(default)
 
 

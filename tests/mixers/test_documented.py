@@ -2,7 +2,7 @@
 
 import re
 
-from fairseq_csp.mixers import published_table, table
+from fairseq_csp.mixers import COSTS, published_table, table
 from fairseq_csp.modules.attention import ATTENTION_REGISTRY
 from tests.helpers.commands import ROOT
 
@@ -16,3 +16,7 @@ def test_tables_are_current():
 def test_the_readme_has_a_line_for_each():
     section = (ROOT / "README.md").read_text().partition("## Mixers")[2].partition("\n## ")[0]
     assert re.findall(r"^- `(\w+)`: ", section, re.MULTILINE) == sorted(ATTENTION_REGISTRY)
+
+
+def test_each_has_its_cost():
+    assert set(COSTS) == set(ATTENTION_REGISTRY)
