@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from fairseq_csp.errors import UserError
 from fairseq_csp.models.family import FAMILY_REGISTRY, can_take
-from fairseq_csp.modules.attention import ATTENTION_REGISTRY
+from fairseq_csp.modules.attention import ATTENTION_REGISTRY, HeadAttention
 from tests.helpers.building import pixels, small, tokens
 from tests.mixers.entries import CASES, DEFAULTS
 
@@ -57,3 +58,13 @@ def test_images_in_bfloat16(family, name):
     logits = model(images.bfloat16(), lengths)
     assert logits.isfinite().all()
     assert_alive(model, logits.float())
+
+
+@pytest.mark.parametrize("family", ["mega", "flash"])
+@pytest.mark.parametrize(
+    "name", sorted(n for n, cls in ATTENTION_REGISTRY.items() if issubclass(cls, HeadAttention))
+)
+def test_what_replaces_a_layer_is_refused_in_gated_ones(family, name):
+    message = f"--attention {name} cannot be used in {family}; it takes .*softmax"
+    with pytest.raises(UserError, match=message):
+        model_of(family, "imdb", name)
