@@ -9,6 +9,7 @@ from fairseq_csp import published
 from fairseq_csp.datasets import DATASETS, DataSet, register_dataset
 from fairseq_csp.recipes.flags import architecture
 from fairseq_csp.recipes.lra import PRESETS, stages
+from preprocess.__main__ import main
 from tests.helpers.commands import ROOT, logged, succeed, training_command
 
 ENTRY = """\
@@ -91,6 +92,13 @@ def test_a_seventh_set_is_prepared_trained_and_reported(user_dir, tmp_path):
     report = succeed(sys.executable, "-m", "fairseq_csp.report", run)
     (row,) = [line for line in report.splitlines() if line.startswith("| parity | mega_")]
     assert row.split("|")[-2].strip() == ""  # no published number: not another data set's either
+
+
+def test_a_user_directory_that_is_not_there_is_told(tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--user-dir", str(tmp_path), "listops", "--demo"])
+    assert caught.value.code == 2
+    assert f"{tmp_path} is no directory with an __init__.py" in capsys.readouterr().err
 
 
 @pytest.fixture
