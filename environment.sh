@@ -3,7 +3,10 @@
 # has the package and the modules: the active one, or that of .venv, which is made where it lacks
 # them by installing the package with its EXTRA.
 
-# what the tests need beside the package
+# what the package needs (pyproject.toml), and what the tests need beside it
+# shellcheck disable=SC2034
+MODULES=(fairseq fairseq_csp ninja numpy PIL pooch requests sentencepiece submitit tensorboard
+    tensorboardX torch tqdm)
 # shellcheck disable=SC2034
 TEST_MODULES=(hypothesis matplotlib mypy packaging psutil pytest ruff xdist)
 
@@ -63,7 +66,7 @@ find_or_make_environment() {
 in_root_find_or_make_environment() {
     local extra=$1
     shift
-    local modules=(fairseq torch fairseq_csp "$@")
+    local modules=("${MODULES[@]}" "$@")
     PYTHON=python3
     has_modules "$PYTHON" "${modules[@]}" && return
     PYTHON=$ROOT/.venv/bin/python

@@ -30,7 +30,7 @@ set_up() { # VERSION: make its environment where it is missing, or say in one li
             "or in ~/.pyenv/versions"
         return 1
     fi
-    if ! has_modules "$directory/bin/python" fairseq torch fairseq_csp "${TEST_MODULES[@]}" &&
+    if ! has_modules "$directory/bin/python" "${MODULES[@]}" "${TEST_MODULES[@]}" &&
         ! make_environment "$python" "$directory" "[test]"; then
         echo "Python $1: NOT RUN: $directory could not be set up"
         return 1

@@ -76,3 +76,12 @@ def test_constraints_pin_each_package_for_each_python():
                 and (one.marker is None or one.marker.evaluate({"python_version": python}))
             ]
             assert len(found) == 1 and found[0].startswith("=="), (name, python, found)
+
+
+def test_an_environment_without_one_of_them_is_made_anew():
+    """What the set-up looks for is what pyproject.toml asks for."""
+    text = (ROOT / "environment.sh").read_text(encoding="utf-8")
+    (listed,) = re.findall(r"^MODULES=\(([^)]*)\)$", text, re.MULTILINE)
+    asked = {Requirement(line).name for line in project()["dependencies"]}
+    asked = {"fairseq" if "fairseq" in name else name for name in asked} | {"fairseq_csp"}
+    assert set(listed.split()) == {"PIL" if name == "pillow" else name for name in asked}
