@@ -280,6 +280,10 @@ def _task(task: dict) -> dict:
         names = task.get(key, [])
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise _Refused(f"{key} holds no names")
+    for key in ("pixel_mean", "pixel_std"):
+        numbers = task.get(key, [])
+        if not isinstance(numbers, list) or not all(map(_is_number, numbers)):
+            raise _Refused(f"{key} holds no numbers")
     return task
 
 

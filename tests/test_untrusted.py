@@ -177,6 +177,7 @@ CHANGES = {
     "text for a moment": (lambda state: state["last_optimizer_state"]["state"][0].update(step="x"),
                           "step of the optimizer is no number"),
     "no groups": (lambda state: state["last_optimizer_state"].pop("param_groups"), "param_groups"),
+    "text for a mean": (lambda state: state["task_state"].update(pixel_mean=["x"]), "no numbers"),
     "numbers for symbols": (lambda state: state["task_state"].update(symbols=[1]), "no names"),
     "a number of many digits": (lambda state: state.update(x=10**400), "more than 64 bits"),
     "a set": (lambda state: state.update(x={1}), "holds a set"),

@@ -201,10 +201,18 @@ class ImageDataset(FairseqDataset):
             item["weight"] = rng.beta(self.augmentation.mixup, self.augmentation.mixup)
         return item
 
+    def _stored(self, index: int) -> np.ndarray | bytes:
+        part = int(np.searchsorted(self.starts, index, side="right")) - 1
+        return self._images[part][index - self.starts[part]]
+
+    def content(self, index: int) -> bytes:
+        """Return the pixels of an image as they are stored; of a file its path."""
+        stored = self._stored(index)
+        return stored if isinstance(stored, bytes) else np.ascontiguousarray(stored).tobytes()
+
     def _view(self, index: int) -> np.ndarray:
         """Return an image as this epoch has it, uint8 (height, width, channels)."""
-        part = int(np.searchsorted(self.starts, index, side="right")) - 1
-        image = self._images[part][index - self.starts[part]]
+        image = self._stored(index)
         if isinstance(image, bytes):
             path = self.directory / self.description.root / image.decode()
             image = read_image(path, str(path), self.description.channels)

@@ -35,7 +35,8 @@ RECORD = "command.jsonl"
 FREE = {
     "model": ("dropout", "attention_dropout", "act_dropout", "feature_dropout", "keep_padding")
     + ("apply_bert_init", "classifier_in_dim"),
-    "task": ("data", "seed", "no_shuffle"),
+    # the task compares those of pixels itself, which the data may give
+    "task": ("data", "seed", "no_shuffle", "pixel_mean", "pixel_std"),
 }
 # what may be changed on purpose in the course of a training
 CHANGEABLE = {

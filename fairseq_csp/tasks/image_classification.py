@@ -184,6 +184,7 @@ class ImageClassificationTask(LRATask):
                 f"{self.cfg.data}: split {split} has class {dataset.labels.max()}, but there are "
                 f"{self.num_classes} class names: prepare it anew"
             )
+        self.note_data(split, dataset.labels, dataset.sizes, dataset.content)
         self.datasets[split] = dataset
         logger.info(f"{split}: {len(dataset):,} images of {self.num_classes} classes")
 
@@ -220,6 +221,7 @@ class ImageClassificationTask(LRATask):
         Raises:
             UserError: the classes are others, or the normalisation that was asked for is.
         """
+        super().load_state_dict(state_dict)
         if "classes" not in state_dict:
             return
         classes = list(self.description.classes)
@@ -230,6 +232,8 @@ class ImageClassificationTask(LRATask):
                 f"({_few(classes)}): give the data that it was trained on"
             )
         for name in ("mean", "std"):
+            if f"pixel_{name}" not in state_dict:
+                continue
             recorded, own = tuple(state_dict[f"pixel_{name}"]), getattr(self, name)
             if self.datasets and recorded != own:
                 raise UserError(

@@ -7,6 +7,7 @@ import math
 import os
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -142,13 +143,15 @@ class LRATask(FairseqTask):
         """
         kwargs["required_batch_size_multiple"] = 1
         kwargs["data_buffer_size"] = 0
-        dataset = kwargs["dataset"] if "dataset" in kwargs else args[0]
-        longest = max(dataset.num_tokens(index) for index in range(len(dataset)))
-        if kwargs.get("max_tokens") is not None and longest > kwargs["max_tokens"]:
-            raise UserError(
-                f"--max-tokens is {kwargs['max_tokens']:,}, but the longest example in "
-                f"{self.cfg.data} has {longest:,} positions: give at least that, or --batch-size"
-            )
+        most = kwargs.get("max_tokens")
+        if most is not None:
+            dataset = kwargs["dataset"] if "dataset" in kwargs else args[0]
+            longest = max(dataset.num_tokens(index) for index in range(len(dataset)))
+            if longest > most:
+                raise UserError(
+                    f"--max-tokens is {most:,}, but the longest example in {self.cfg.data} has "
+                    f"{longest:,} positions: give at least that, or --batch-size"
+                )
         return super().get_batch_iterator(*args, **kwargs)
 
     def has_sharded_data(self, split: str) -> bool:
@@ -220,6 +223,23 @@ class LRATask(FairseqTask):
         self._expected = checkpoint, state_dict.get("data") or {}
         self._compare_data()
 
+    def note_data(
+        self, split: str, classes: np.ndarray, sizes: np.ndarray, content: Callable[[int], bytes]
+    ) -> None:
+        """Note what a split is made of, for the checkpoint; compare it with a run's that goes on.
+
+        Args:
+            split: its name.
+            classes: (examples,) class of each example.
+            sizes: (examples,) positions of each example.
+            content: what an example is, by its index.
+
+        Raises:
+            UserError: the run was begun with another one.
+        """
+        self._prints[split] = fingerprint(classes, sizes, content)
+        self._compare_data()
+
     def _compare_data(self) -> None:
         checkpoint, expected = self._expected or ("", {})
         for split, found in self._prints.items():
@@ -274,8 +294,13 @@ class LRATask(FairseqTask):
                 f"{classes[example]}, but with --sentence-class-num {self.cfg.sentence_class_num} "
                 f"the classes are 0 to {self.cfg.sentence_class_num - 1}"
             )
-        self._prints[split] = fingerprint(net_input, classes, sizes)
-        self._compare_data()
+
+        def content(index: int) -> bytes:
+            # of pixels as well, on whichever machine they were normalised
+            items = (source[index] for name, source in net_input.items() if name.endswith("tokens"))
+            return b"".join(x.double().mul(1000).round().long().numpy().tobytes() for x in items)
+
+        self.note_data(split, classes, sizes, content)
         dataset = NestedDictionaryDataset(
             {
                 "id": IdDataset(),
@@ -307,27 +332,23 @@ class LRATask(FairseqTask):
 
 
 def fingerprint(
-    net_input: dict[str, FairseqDataset], classes: np.ndarray, sizes: np.ndarray
+    classes: np.ndarray, sizes: np.ndarray, content: Callable[[int], bytes]
 ) -> dict[str, object]:
     """Tell the examples of a split from others, without reading all of them.
 
     Args:
-        net_input: the model's arguments by name; ``...tokens`` are the examples.
         classes: (examples,) class of each example.
         sizes: (examples,) positions of each example.
+        content: what an example is, by its index.
 
     Returns:
         ``examples``, and ``sha256`` of all classes and sizes and of 64 examples throughout.
     """
-    content = hashlib.sha256(np.asarray(classes, np.int64).tobytes())
-    content.update(np.asarray(sizes, np.int64).tobytes())
-    for name, dataset in net_input.items():
-        if name.endswith("tokens"):
-            for index in np.linspace(0, len(sizes) - 1, 64).astype(int):
-                # of pixels as well, on whichever machine they were normalised
-                item = dataset[int(index)].double().mul(1000).round().long()
-                content.update(item.numpy().tobytes())
-    return {"examples": len(sizes), "sha256": content.hexdigest()}
+    found = hashlib.sha256(np.asarray(classes, np.int64).tobytes())
+    found.update(np.asarray(sizes, np.int64).tobytes())
+    for index in np.linspace(0, len(sizes) - 1, 64).astype(int):
+        found.update(content(int(index)))
+    return {"examples": len(sizes), "sha256": found.hexdigest()}
 
 
 def available_memory() -> float:

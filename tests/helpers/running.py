@@ -35,6 +35,9 @@ TRAINING = shlex.split("""
 @functools.cache
 def configuration(*words):
     """What fairseq-train makes of the arguments of its command line."""
+    for flag, value in (("--criterion", "lra_cross_entropy"), ("--batch-size", "4")):
+        # without either no training begins
+        words = words if flag in words else (*words, flag, value)
     parser = options.get_training_parser()
     return convert_namespace_to_omegaconf(options.parse_args_and_arch(parser, list(words)))
 

@@ -14,6 +14,7 @@ from fairseq_csp.errors import UserError
 def schedule(*flags):
     words = ["data", "--task", "lra-text", "--arch", "mega_lra_listop", "--optimizer", "adam"]
     words += ["--lr-scheduler", "linear_decay", "--lr", "0.01", *flags]
+    words += ["--criterion", "lra_cross_entropy", "--batch-size", "4"]
     args = options.parse_args_and_arch(options.get_training_parser(), words)
     cfg = convert_namespace_to_omegaconf(args)
     optimizer = build_optimizer(cfg.optimizer, [torch.nn.Parameter(torch.zeros(1))])

@@ -54,7 +54,9 @@ def test_normalisation_from_a_configuration(images):
 
 @pytest.mark.parametrize("wrong", [[0.5], [0.5, 0.0], [0.5, -1.0], [0.1, 0.2, 0.3]])
 def test_wrong_normalisation(images, wrong):
-    with pytest.raises(UserError, match="--pixel-normalization is .*; it must be a mean and"):
+    with pytest.raises(
+        UserError, match="--pixel-normalization is .*; it must be a finite mean and"
+    ):
         LRAImageTask(LRAImageConfig(data=str(images), pixel_normalization=wrong))
 
 
@@ -76,7 +78,8 @@ def test_normalisation_survives_a_checkpoint(images, tmp_path):
 def test_published_checkpoint_without_normalisation(images):
     """There the flag is in the namespace, and None."""
     parser = options.get_training_parser()
-    args = options.parse_args_and_arch(parser, list(words(images)))
+    given = [*words(images), "--criterion", "lra_cross_entropy", "--batch-size", "4"]
+    args = options.parse_args_and_arch(parser, given)
     args.pixel_normalization = None
     task = tasks.setup_task(convert_namespace_to_omegaconf(args).task)
     assert (task.mean, task.std) == (0.5, 0.5)
