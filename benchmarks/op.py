@@ -6,13 +6,14 @@ python -m benchmarks.op --help
 import sys
 from dataclasses import dataclass, field
 
-from benchmarks.report import Measurements, markdown, measure, parser, ratio, shown
+from benchmarks.report import Measurements, Table, measure, parser, ratio, shown
 
 COLUMNS = [
     "forward and backward",
     "ms",
+    "reference ms",
     "naive ms",
-    "ratio",
+    "naive / ours",
     "copy ms",
     "times a copy",
     "peak in copies",
@@ -44,7 +45,11 @@ class Work:
     def specs(self) -> dict[str, dict]:
         """Return what the measuring processes are told."""
         shared = {"operator": self.operator, "shape": self.shape, "options": self.options}
-        return {"ours": shared | {"naive": False}, "naive": shared | {"naive": True}}
+        return {
+            "ours": shared | {"naive": False},
+            "reference": shared | {"naive": False, "kernels": "reference"},
+            "naive": shared | {"naive": True},
+        }
 
 
 # of the layers of the imdb, the cifar10 and the pf128 variant
@@ -77,24 +82,20 @@ def measured_rows(work: Work, measurements: Measurements) -> list[dict]:
         "shape": work.shape,
         "options": work.options,
         "ours": ours,
+        "reference": answers["reference"],
         "naive": naive,
         "speed_ratio": ratio(naive, "seconds", ours, "seconds"),
+        "kernel_ratio": ratio(answers["reference"], "seconds", ours, "seconds"),
         "copy_ratio": ratio(ours, "seconds", ours, "copy_seconds"),
     }
     return [row]
-
-
-def table(rows: list[dict]) -> str:
-    """Return the rows as Markdown."""
-    return markdown(COLUMNS, [_cells(row) for row in rows])
 
 
 def _cells(row: dict) -> list[str]:
     ours, naive = row["ours"], row["naive"]
     return [
         row["name"],
-        _milliseconds(ours),
-        _milliseconds(naive),
+        *(_milliseconds(answer) for answer in (ours, row["reference"], naive)),
         shown(row["speed_ratio"], ".2f"),
         _milliseconds(ours, "copy_seconds"),
         shown(row["copy_ratio"], ".1f"),
@@ -115,11 +116,11 @@ def main(arguments: list[str]) -> None:
     Raises:
         UserError: ``--only`` matches nothing.
     """
-    options = parser("Measure operators: time and peak memory, ours, naive and a plain copy.")
+    options = parser("Measure operators with kernels, without, naively, and a plain copy.")
     options.add_argument("--tiny", action="store_true", help="tiny sizes, to try the command")
     args = options.parse_args(arguments)
     works = {work.name: work for work in (TINY if args.tiny else WORKS)}
-    measure("benchmarks.operators", works, measured_rows, table, args)
+    measure("benchmarks.operators", works, measured_rows, Table(COLUMNS, _cells), args)
 
 
 if __name__ == "__main__":

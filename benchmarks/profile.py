@@ -13,18 +13,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import Machine, keep_freed_memory
 from benchmarks.models import build_model, random_sample, training_step
-from benchmarks.report import markdown, threads_parser
+from benchmarks.report import markdown, measured_dtypes, threads_parser
 from benchmarks.step import matrix_products
 from fairseq_csp.flags import positive
 
-DTYPES = ("float32", "bfloat16")
 REST = "everything else"
 # kinds of work by a part of a function's name, for all that it calls
 FUNCTIONS = {
     "_Convolve": "moving average, without its kernel",
     "fairseq_csp::csp_": "CSP",
     "_Dropout": "dropout",
+    "_NativeDropout": "dropout",
     "_RMSNorm": "norms",
+    "_SiluDropout": "activations and gates",
+    "_GatedResidual": "activations and gates",
     "LerpBackward": "activations and gates",
 }
 # by a part of an operator's name
@@ -125,10 +127,11 @@ def main(arguments: list[str]) -> None:
     machine = Machine("cpu", args.threads, memory=0)
     keep_freed_memory()
     sizes = (args.batch, args.length, machine, args.rounds)
-    tables = [step_shares(getattr(torch, name), *sizes) for name in DTYPES]
-    rates = [product_rates(getattr(torch, name), *sizes) for name in DTYPES]
+    dtypes = measured_dtypes()
+    tables = [step_shares(getattr(torch, name), *sizes) for name in dtypes]
+    rates = [product_rates(getattr(torch, name), *sizes) for name in dtypes]
     head = ["kind of work"]
-    for name in DTYPES:
+    for name in dtypes:
         head += [f"{name} ms", "%"]
     rows = []
     for name in sorted(tables[0], key=tables[0].get, reverse=True):
@@ -137,8 +140,8 @@ def main(arguments: list[str]) -> None:
             share = table.get(name, 0)
             rows[-1] += [f"{share:.0f}", f"{100 * share / sum(table.values()):.0f}"]
     sys.stdout.write(markdown(head, rows) + "\n")
-    head = ["matrix products", *(f"{name} GFLOP/s" for name in DTYPES)]
-    rows = [[name, *(f"{found[name]:.0f}" for found in rates)] for name in rates[0]]
+    head = ["matrix products", *(f"{name} GFLOP/s" for name in dtypes)]
+    rows = [[name, *(f"{found[name]:.3g}" for found in rates)] for name in rates[0]]
     sys.stdout.write(markdown(head, rows))
 
 

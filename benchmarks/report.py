@@ -10,14 +10,19 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fairseq_csp.errors import UserError
 from fairseq_csp.flags import positive
-from fairseq_csp.output import unwritable, write_files
+from fairseq_csp.ops.kernels import VARIABLE, chosen
+from fairseq_csp.output import unwritable
+from fairseq_csp.processor import has_bfloat16
 
 ROOT = Path(__file__).resolve().parent.parent
 GIGABYTE = 1 << 30
@@ -55,6 +60,14 @@ def parser(description: str) -> argparse.ArgumentParser:
     add("--only", default="", metavar="PATTERN", help="measure rows whose name matches this")
     add("--json", type=new_file, metavar="FILE", help="write the numbers to this file too")
     return made
+
+
+def measured_dtypes() -> tuple[str, ...]:
+    """Return the dtypes to measure models in; bfloat16 is left out, with a word, without a unit."""
+    if has_bfloat16() or torch.cuda.is_available():
+        return "float32", "bfloat16"
+    sys.stderr.write("bfloat16 is left out: this processor has no instructions for it\n")
+    return ("float32",)
 
 
 def new_directory(text: str) -> Path:
@@ -118,10 +131,15 @@ class Measurements:
     def _run(self, spec: dict) -> dict:
         shared = ("device", "threads", "memory", "budget")
         spec = spec | {name: getattr(self.args, name) for name in shared}
+        kernels = spec.pop("kernels", None) or chosen()
         command = [sys.executable, "-m", self.module, json.dumps(spec)]
         # as train_lra.sh trains: tensors in huge pages
         threads = str(self.args.threads)
-        environment = os.environ | {"THP_MEM_ALLOC_ENABLE": "1", "OMP_NUM_THREADS": threads}
+        environment = os.environ | {
+            "THP_MEM_ALLOC_ENABLE": "1",
+            "OMP_NUM_THREADS": threads,
+            VARIABLE: kernels,
+        }
         limit = self.args.time_limit
         try:
             run = subprocess.run(
@@ -145,29 +163,47 @@ class Measurements:
             "date": date.today().isoformat(),
             "machine": _processor(),
             "device": self.device,
+            "kernels": chosen(),
             "threads": self.args.threads,
             "torch": version("torch"),
             "python": platform.python_version(),
             "memory_limit_gb": self.args.memory,
             "rounds": self.args.rounds,
-            "allocator": "huge pages, freed memory kept, as by train_lra.sh; ours and naive alike",
+            "allocator": "huge pages, freed memory kept, as by train_lra.sh; for all columns",
         }
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table whose rows are printed as they are measured.
+
+    Attributes:
+        columns: its heading.
+        cells: gives the cells of a row.
+        later: a second table of the same rows, printed when all are measured; or None.
+    """
+
+    columns: list[str]
+    cells: Callable[[dict], list[str]]
+    later: Callable[[list[dict]], str] | None = None
 
 
 def measure(
     module: str,
     works: dict[str, Any],
     rows_of: Callable[[Any, Measurements], list[dict]],
-    tables: Callable[[list[dict]], str],
+    table: Table,
     args: argparse.Namespace,
 ) -> list[dict]:
-    """Measure the works that ``--only`` chooses, print conditions and tables, write ``--json``.
+    """Measure the works that ``--only`` chooses; print and write rows as they are measured.
+
+    The table comes first, then the conditions. ``--json`` has at any time what is measured so far.
 
     Args:
         module: what a measuring process runs.
         works: what there is to measure, by name.
         rows_of: measures one of them and gives rows of the table.
-        tables: gives the rows as Markdown.
+        table: how rows are printed.
         args: the command's options.
 
     Returns:
@@ -176,26 +212,36 @@ def measure(
     Raises:
         UserError: ``--only`` matches nothing.
     """
-    chosen = matching(list(works), args.only)
+    chosen_works = matching(list(works), args.only)
     measurements = Measurements(module, args)
-    rows = []
-    for number, name in enumerate(chosen, 1):
-        sys.stderr.write(f"{number} of {len(chosen)}: {name}\n")
-        rows += rows_of(works[name], measurements)
-    conditions = measurements.conditions()
-    for name, value in conditions.items():
+    rows: list[dict] = []
+    sys.stdout.write(markdown(table.columns, []))
+    for number, name in enumerate(chosen_works, 1):
+        sys.stderr.write(f"{number} of {len(chosen_works)}: {name}\n")
+        for row in rows_of(works[name], measurements):
+            rows.append(row)
+            sys.stdout.write(markdown_line(table.cells(row)))
+            sys.stdout.flush()
+        if args.json is not None:
+            numbers = {"conditions": measurements.conditions(), "rows": rows}
+            args.json.write_text(json.dumps(numbers, indent=1) + "\n")
+    if table.later is not None:
+        sys.stdout.write("\n" + table.later(rows))
+    sys.stdout.write("\n")
+    for name, value in measurements.conditions().items():
         sys.stdout.write(f"- {name.replace('_', ' ')}: {value}\n")
-    sys.stdout.write(f"\n{tables(rows)}")
-    if args.json is not None:
-        numbers = json.dumps({"conditions": conditions, "rows": rows}, indent=1)
-        write_files({args.json: f"{numbers}\n"})
     return rows
 
 
 def markdown(columns: list[str], rows: list[list[str]]) -> str:
     """Return a Markdown table; all columns but the first are numbers."""
     lines = [columns, ["---"] + ["---:"] * (len(columns) - 1), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return "".join(map(markdown_line, lines))
+
+
+def markdown_line(cells: list[str]) -> str:
+    """Return one line of a Markdown table."""
+    return f"| {' | '.join(cells)} |\n"
 
 
 def matching(names: list[str], pattern: str) -> list[str]:

@@ -8,7 +8,17 @@ import sys
 from dataclasses import dataclass, field
 
 from benchmarks.plots import plot
-from benchmarks.report import Measurements, markdown, measure, new_directory, parser, ratio, shown
+from benchmarks.report import (
+    Measurements,
+    Table,
+    markdown,
+    measure,
+    measured_dtypes,
+    new_directory,
+    parser,
+    ratio,
+    shown,
+)
 from fairseq_csp.flags import positive
 from fairseq_csp.plots import load_pyplot
 
@@ -28,8 +38,9 @@ COLUMNS = [
     "training step",
     "dtype",
     "tokens/s",
+    "reference tokens/s",
     "naive tokens/s",
-    "ratio",
+    "ours / naive",
     "peak MB",
     "naive peak MB",
     "ratio",
@@ -48,7 +59,7 @@ class Work:
         options: flags of the model.
         dtypes: what the model is converted to.
         naive: whether there are direct formulas for it.
-        products: whether its matrix products are timed as well.
+        products: whether its matrix products are timed as well, and the step without kernels.
     """
 
     mechanism: str
@@ -66,7 +77,10 @@ class Work:
         return f"{self.mechanism} {self.batch} x {self.length}"
 
     def specs(self) -> dict[str, dict]:
-        """Return what the measuring processes are told, by dtype, and under ``naive``."""
+        """Return what the measuring processes are told.
+
+        By dtype; under ``reference DTYPE`` the same without kernels, and under ``naive``.
+        """
         shared = {
             "arch": self.arch,
             "options": self.options,
@@ -77,6 +91,12 @@ class Work:
             dtype: shared | {"dtype": dtype, "naive": False, "products": self.products}
             for dtype in self.dtypes
         }
+        if self.products:
+            for dtype in self.dtypes:
+                specs[f"reference {dtype}"] = specs[dtype] | {
+                    "products": False,
+                    "kernels": "reference",
+                }
         if self.naive:
             specs["naive"] = shared | {"dtype": "float32", "naive": True, "products": False}
         return specs
@@ -90,6 +110,7 @@ def all_work(lengths: list[int], tokens: int) -> list[Work]:
         tokens: of a batch of text; at least one row is taken.
     """
     works = []
+    dtypes = measured_dtypes()
     for family, attention in MECHANISMS:
         linear = (family, attention) == ("mega", "csp")
         for length in lengths:
@@ -100,7 +121,7 @@ def all_work(lengths: list[int], tokens: int) -> list[Work]:
                     max(1, tokens // length),
                     length,
                     {"attention": attention},
-                    ("float32", "bfloat16") if linear else ("float32",),
+                    dtypes if linear else ("float32",),
                     naive=family != "lstm",
                     products=linear,
                 )
@@ -125,10 +146,11 @@ def measured_rows(work: Work, measurements: Measurements) -> list[dict]:
         One row of the table a dtype; the keys are told in ``docs/speed.md``.
     """
     answers = measurements.best(work.specs())
-    naive = answers.pop("naive", {})
+    naive = answers.get("naive", {})
     rows = []
-    for dtype, ours in answers.items():
-        for answer in (ours, naive):
+    for dtype in work.dtypes:
+        ours, reference = answers[dtype], answers.get(f"reference {dtype}", {})
+        for answer in (ours, reference, naive):
             if "seconds" in answer:
                 answer["tokens_per_second"] = work.batch * work.length / answer["seconds"]
         beside = ours.get("beside", {})
@@ -141,7 +163,9 @@ def measured_rows(work: Work, measurements: Measurements) -> list[dict]:
                 "length": work.length,
                 "dtype": dtype,
                 "ours": ours,
+                "reference": reference,
                 "naive": naive,
+                "kernel_ratio": ratio(ours, "tokens_per_second", reference, "tokens_per_second"),
                 "speed_ratio": ratio(ours, "tokens_per_second", naive, "tokens_per_second"),
                 "memory_ratio": ratio(ours, "peak_bytes", naive, "peak_bytes"),
                 "step_over_products": ratio(beside, "step_seconds", beside, "products_seconds"),
@@ -150,21 +174,20 @@ def measured_rows(work: Work, measurements: Measurements) -> list[dict]:
     return rows
 
 
-def tables(rows: list[dict]) -> str:
-    """Return the rows as Markdown: the steps, then the matrix products alone."""
-    text = markdown(COLUMNS, [_cells(row) for row in rows])
+def later_tables(rows: list[dict]) -> str:
+    """Return the images a second, then the matrix products alone, where there are any."""
     images = [row for row in rows if row["arch"].startswith("vit_") and "seconds" in row["ours"]]
-    if images:
-        cells = [
-            [row["name"], row["dtype"], format(row["batch"] / row["ours"]["seconds"], ",.1f")]
-            for row in images
-        ]
-        text += "\n" + markdown(["training step", "dtype", "images/s"], cells)
-    compared = [row for row in rows if row["step_over_products"]]
-    if compared:
-        columns = ["training step", "dtype", "step s", "its matrix products alone s", "ratio"]
-        text += "\n" + markdown(columns, [_product_cells(row) for row in compared])
-    return text
+    rates = [
+        [row["name"], row["dtype"], format(row["batch"] / row["ours"]["seconds"], ",.1f")]
+        for row in images
+    ]
+    compared = [_product_cells(row) for row in rows if row["step_over_products"]]
+    columns = ["training step", "dtype", "step s", "its matrix products alone s", "ratio"]
+    tables = [
+        markdown(["training step", "dtype", "images/s"], rates) if rates else "",
+        markdown(columns, compared) if compared else "",
+    ]
+    return "\n".join(filter(None, tables))
 
 
 def _cells(row: dict) -> list[str]:
@@ -172,7 +195,7 @@ def _cells(row: dict) -> list[str]:
     return [
         row["name"],
         row["dtype"],
-        *(_speed(answer) for answer in (ours, naive)),
+        *(_speed(answer) for answer in (ours, row["reference"], naive)),
         shown(row["speed_ratio"], ".2f"),
         *(_memory(answer) for answer in (ours, naive)),
         shown(row["memory_ratio"], ".2f"),
@@ -206,13 +229,14 @@ def main(arguments: list[str]) -> None:
     if args.plot:
         load_pyplot()
     works = {work.name: work for work in all_work(args.lengths, args.tokens)}
-    rows = measure("benchmarks.step", works, measured_rows, tables, args)
+    table = Table(COLUMNS, _cells, later_tables)
+    rows = measure("benchmarks.step", works, measured_rows, table, args)
     if args.plot:
         plot(rows, args.plot)
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    options = parser("Measure training steps: tokens/s and peak memory, ours and naive.")
+    options = parser("Measure training steps with kernels, without, and naively.")
     add = options.add_argument
     add("--lengths", type=positive, nargs="+", default=LENGTHS, help="of the text rows")
     add("--tokens", type=positive, default=16000, help="of a batch of text")

@@ -4,14 +4,17 @@ import json
 import re
 import subprocess
 import sys
+from argparse import Namespace
 
 import pytest
 import torch
 from torch import nn
 
-from benchmarks import loading, op, padding, profile, speed
+from benchmarks import launches, loading, op, padding, profile, speed
 from benchmarks.models import build_model
+from benchmarks.report import Table, measure
 from fairseq_csp.errors import UserError
+from fairseq_csp.processor import has_bfloat16
 
 QUICK = ["--rounds", "1", "--budget", "0", "--threads", "1", "--device", "cpu"]
 CONDITIONS = {"date", "machine", "device", "threads", "torch", "memory_limit_gb", "allocator"}
@@ -37,30 +40,51 @@ def test_speed(tmp_path):
     numbers = json.loads(file.read_text())
     assert numbers["conditions"].keys() >= CONDITIONS
     assert numbers["conditions"]["device"] == "CPU"
-    single, half, lstm = numbers["rows"]
-    assert [row["dtype"] for row in numbers["rows"]] == ["float32", "bfloat16", "float32"]
-    for row in (single, half):
-        for answer in (row["ours"], row["naive"]):
+    dtypes = ["float32", "bfloat16"] if has_bfloat16() else ["float32"]
+    assert [row["dtype"] for row in numbers["rows"]] == [*dtypes, "float32"]
+    *measured, lstm = numbers["rows"]
+    single = measured[0]
+    for row in measured:
+        for answer in (row["ours"], row["reference"], row["naive"]):
             assert answer["tokens_per_second"] == pytest.approx(64 / answer["seconds"])
             assert answer["peak_bytes"] > 0
         speeds = [row[side]["tokens_per_second"] for side in ("ours", "naive")]
         assert row["speed_ratio"] == speeds[0] / speeds[1]
+        assert row["kernel_ratio"] == speeds[0] / row["reference"]["tokens_per_second"]
         assert row["memory_ratio"] == row["ours"]["peak_bytes"] / row["naive"]["peak_bytes"]
         beside = row["ours"]["beside"]
         assert row["step_over_products"] == beside["step_seconds"] / beside["products_seconds"]
     assert lstm["ours"]["seconds"] > 0
-    assert lstm["naive"] == {}
+    assert lstm["reference"] == lstm["naive"] == {}
     assert lstm["speed_ratio"] is lstm["memory_ratio"] is lstm["step_over_products"] is None
 
     rows = table_rows(text)
-    names = ["mega csp 2 x 32", "mega csp 2 x 32", "lstm 2 x 32"]
-    assert [row[0] for row in rows[2:5]] == names
+    names = ["mega csp 2 x 32"] * len(measured)
+    end = 3 + len(measured)
+    assert [row[0] for row in rows[2:end]] == [*names, "lstm 2 x 32"]
     assert rows[2][2] == f"{single['ours']['tokens_per_second']:,.0f}"
-    assert rows[2][4] == f"{single['speed_ratio']:.2f}"
-    assert rows[4][3:5] == ["", ""]
+    assert rows[2][5] == f"{single['speed_ratio']:.2f}"
+    assert rows[end - 1][3:6] == ["", "", ""]
     # the second table: matrix products alone
-    assert [row[0] for row in rows[7:]] == names[:2]
-    assert rows[7][4] == f"{single['step_over_products']:.2f}"
+    assert [row[0] for row in rows[end + 2 :]] == names
+    assert rows[end + 2][4] == f"{single['step_over_products']:.2f}"
+
+
+def test_rows_are_printed_as_they_are_measured(tmp_path, capsys):
+    """An interrupted command has printed, and written, what it had measured."""
+    works = {"first": 1, "second": 2}
+
+    def rows_of(work, measurements):
+        if work == 2:
+            raise KeyboardInterrupt
+        return [{"name": "first", "number": work}]
+
+    args = Namespace(only="", json=tmp_path / "numbers.json", threads=1, memory=1, rounds=1)
+    table = Table(["name", "number"], lambda row: [row["name"], str(row["number"])])
+    with pytest.raises(KeyboardInterrupt):
+        measure("benchmarks.step", works, rows_of, table, args)
+    assert table_rows(capsys.readouterr().out)[2:] == [["first", "1"]]
+    assert json.loads(args.json.read_text())["rows"] == [{"name": "first", "number": 1}]
 
 
 def test_speed_says_what_does_not_fit(tmp_path):
@@ -70,7 +94,8 @@ def test_speed_says_what_does_not_fit(tmp_path):
     (row,) = json.loads(file.read_text())["rows"]
     assert row["ours"] == row["naive"] == {"problem": "does not fit in 0.05 GB"}
     assert row["speed_ratio"] is row["memory_ratio"] is None
-    assert table_rows(text)[2][2:] == ["does not fit in 0.05 GB"] * 2 + [""] * 4
+    problem = "does not fit in 0.05 GB"
+    assert table_rows(text)[2][2:] == [problem, "", problem, "", "", "", ""]
 
 
 def test_op(tmp_path):
@@ -80,9 +105,10 @@ def test_op(tmp_path):
     assert numbers["conditions"].keys() >= CONDITIONS
     (row,) = numbers["rows"]
     assert row["shape"] == [2, 8, 64]
-    for answer in (row["ours"], row["naive"]):
+    for answer in (row["ours"], row["reference"], row["naive"]):
         assert answer["copies"] == answer["peak_bytes"] / (2 * 8 * 64 * 4)
     assert row["speed_ratio"] == row["naive"]["seconds"] / row["ours"]["seconds"]
+    assert row["kernel_ratio"] == row["reference"]["seconds"] / row["ours"]["seconds"]
     assert row["copy_ratio"] == row["ours"]["seconds"] / row["ours"]["copy_seconds"]
     assert table_rows(text)[2][:2] == [row["name"], f"{1000 * row['ours']['seconds']:,.2f}"]
 
@@ -90,7 +116,7 @@ def test_op(tmp_path):
 def test_op_says_what_has_no_answer():
     text = run("benchmarks.op", "--tiny", "--only", "^dropout", "--time-limit", "0.1")
     cells = table_rows(text)[2]
-    assert cells[1:3] == ["takes more than 0.1 s"] * 2
+    assert cells[1:4] == ["takes more than 0.1 s"] * 3
 
 
 @pytest.mark.parametrize("module", [speed, op])
@@ -173,17 +199,46 @@ def test_profile():
     answer = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert answer.returncode == 0, answer.stderr
     kinds, products = answer.stdout.split("\n\n")
+    dtypes = ["float32", "bfloat16"] if has_bfloat16() else ["float32"]
+    assert ("bfloat16 is left out" in answer.stderr) == (not has_bfloat16())
     head, _, *rows = table_rows(kinds)
-    assert head == ["kind of work", "float32 ms", "%", "bfloat16 ms", "%"]
+    assert head == ["kind of work", *(cell for name in dtypes for cell in (f"{name} ms", "%"))]
     assert sorted(row[0] for row in rows) == sorted(
         {*profile.FUNCTIONS.values(), *profile.OPERATORS.values(), profile.REST}
     )
-    for share in (2, 4):
+    for share in range(2, 2 * len(dtypes) + 1, 2):
         assert sum(int(row[share]) for row in rows) == pytest.approx(100, abs=4)
     head, _, *rows = table_rows(products)
-    assert head == ["matrix products", "float32 GFLOP/s", "bfloat16 GFLOP/s"]
+    assert head == ["matrix products", *(f"{name} GFLOP/s" for name in dtypes)]
     assert [row[0] for row in rows] == ["of the step, alone", "2,048 x 2,048 x 2,048"]
-    assert all(float(rate) > 0 for rate in rows[1][1:])
+    assert all(float(rate) > 0 for row in rows for rate in row[1:])
+
+
+def test_launches_count_what_is_no_view(monkeypatch):
+    monkeypatch.setenv("FAIRSEQ_CSP_KERNELS", "reference")
+    x, calls = torch.ones(2, 50), []
+
+    def step():
+        # a launch that reads 400 bytes and writes 200, one that reads 8 and 200 and writes 200,
+        # and one in place
+        half = x.sum(0)
+        calls.append(half.view(5, 10).t()[:2].mul(torch.ones(1).expand(2, 5)))
+        half.add_(1)
+
+    count = launches.count_step(step)
+    assert len(calls) == 2
+    assert count.launches == {"sum": 1, "ones": 1, "mul": 1, "add_": 1}
+    assert count.bytes == {"sum": 600, "ones": 4, "mul": 40 + 4 + 40, "add_": 200}
+
+
+def test_launches(capsys):
+    launches.main(["--lengths", "64", "40", "--threads", "1", "--operators"])
+    step, operators = capsys.readouterr().out.split("\n\n")
+    head, _, *rows = table_rows(step)
+    assert head == ["dtype", "kernels", "launches", "KiB a valid token"]
+    total = int(rows[0][2].replace(",", ""))
+    assert sum(int(row[1].replace(",", "")) for row in table_rows(operators)[2:]) == total
+    assert "csp_permute" in operators
 
 
 def test_product_rates_count_two_operations_a_term():
