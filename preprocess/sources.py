@@ -43,6 +43,7 @@ def require_raw(data_set: DataSet, arguments: argparse.Namespace) -> Path:
     if arguments.download:
         return fetch(release, release.address, RAW_DIRECTORY)
     raise UserError(
-        f"{name} needs the raw file {release.file} ({release.size}): --download gets it from "
-        f"{release.address} into {RAW_DIRECTORY}/ first, --raw PATH names the place where it lies"
+        f"{name} needs the raw file {release.file} ({release.size}): "
+        f"`python -m preprocess {name} --download` gets it from {release.address} into "
+        f"{RAW_DIRECTORY}/ first; where it lies elsewhere, `python -m preprocess {name} --raw PATH`"
     )
