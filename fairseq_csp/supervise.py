@@ -2,10 +2,10 @@
 
     supervise PARENT SIGNAL COMMAND [ARGUMENT ...]
 
-A process that is killed cannot end those that it started. This one watches in its place: when
-PARENT, its parent's process number, is gone, or when it is told to stop, it sends SIGNAL (INT or
-TERM) to the command, which may tidy up for some seconds, and then kills what is left of its
-descendants. It is in a session of its own, so that a signal to PARENT's group does not end it too.
+A process that is killed cannot end those that it started. This one watches in its place: when the
+process of number PARENT is gone, or when it is told to stop, it sends SIGNAL (INT or TERM) to the
+command, which may tidy up for some seconds, and then kills what is left of its descendants. It is
+in a session of its own, so that a signal to PARENT's group does not end it too.
 
 Only the standard library is imported: the set-up runs under it.
 """
@@ -84,6 +84,8 @@ def main(arguments: list[str]) -> int:
         arguments: the parent's process number, the signal, and the command.
     """
     parent, stop, *command = arguments
+    # PARENT, or what it started this one by, as pyenv's scripts do
+    started_by = os.getppid()
     told = []
     for number in STOPS:
         signal.signal(number, lambda number, frame: told.append(number))
@@ -95,7 +97,9 @@ def main(arguments: list[str]) -> int:
     except OSError as error:
         sys.stderr.write(f"{command[0]} cannot be run ({error.strerror})\n")
         return 127
-    while child.poll() is None and not told and os.getppid() == int(parent):
+    while (
+        child.poll() is None and not told and os.getppid() == started_by and _is_there(int(parent))
+    ):
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(PERIOD)
     if child.poll() is None:
@@ -105,6 +109,16 @@ def main(arguments: list[str]) -> int:
     _kill_descendants()
     status = child.wait()
     return status if status >= 0 else 128 - status
+
+
+def _is_there(number: int) -> bool:
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _as_started_by_a_shell() -> None:

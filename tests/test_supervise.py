@@ -131,3 +131,11 @@ def test_a_preparation_ends_with_train_lra(tmp_path, number):
     shell.wait(LIMIT)
     wait_until(lambda: not processes(str(tmp_path)), LIMIT)
     assert not list(tmp_path.iterdir())
+
+
+def test_another_process_may_stand_between(tmp_path):
+    """pyenv's python3 is a script that starts the interpreter, and does not always become it."""
+    code = "import time; time.sleep(1); raise SystemExit(3)"
+    between = ["bash", "-c", '"$@"; exit $?', "bash"]
+    answer = subprocess.run([*between, *supervise.supervised([sys.executable, "-c", code])])
+    assert answer.returncode == 3
