@@ -29,10 +29,12 @@ from fairseq.models import BaseFairseqModel
 from fairseq.optim import FairseqOptimizer
 from fairseq.tasks import FairseqTask
 from omegaconf import II, MISSING
+from torch import nn
 
 from fairseq_csp.data.summary import read_summary
 from fairseq_csp.errors import UserError
 from fairseq_csp.fairseq_patches import early_stopping
+from fairseq_csp.modules.attention import after_update
 
 logger = logging.getLogger(__name__)
 
@@ -157,6 +159,19 @@ class LRATask(FairseqTask):
     def has_sharded_data(self, split: str) -> bool:
         """Tell fairseq that a path with a colon in it is one path."""
         return False
+
+    def optimizer_step(
+        self, optimizer: FairseqOptimizer, model: nn.Module, update_num: int
+    ) -> None:
+        """Update the parameters, and then what attention functions renew themselves.
+
+        Args:
+            optimizer: of the parameters.
+            model: what trains.
+            update_num: how many updates there were before.
+        """
+        super().optimizer_step(optimizer, model, update_num)
+        after_update(model, update_num + 1)
 
     def train_step(
         self,

@@ -149,7 +149,7 @@ def test_training_deals_query_heads(rule):
                 for row, n in zip(x, ROWS, strict=True)
             ]
         ).mean(0)
-        mixer.set_num_updates(update)
+        mixer.after_update(update)
         if update % 2:
             assert mixer.alloc.equal(before)
             continue
@@ -172,7 +172,7 @@ def test_evaluation_deals_nothing():
     (x,) = rows_of(9, [24], rows=1)
     state = copy.deepcopy(mixer.state_dict())
     mixer(x)
-    mixer.set_num_updates(1)
+    mixer.after_update(1)
     for key, value in mixer.state_dict().items():
         assert value.equal(state[key])
 
@@ -197,6 +197,11 @@ def test_published_attention_is_averaged(name, caplog):
     caplog.clear()
     other.upgrade_state_dict_named(state, "")
     assert not caplog.messages
+
+
+@pytest.mark.parametrize("name", ["gqa", "kdgqa", "dgqa"])
+def test_shared_name_of_the_option(name):
+    assert entry(name, gqa_heads=1).keys == entry(name, **{f"{name}_heads": 1}).keys == 1
 
 
 def test_parameters():

@@ -134,6 +134,13 @@ class AttentionFunction(nn.Module):
     def start_batch(self) -> None:
         """Forget what was kept for a loss; called before a batch passes, in one part or several."""
 
+    def after_update(self, updates: int) -> None:
+        """Renew what training renews; called in all processes after each update.
+
+        Args:
+            updates: how many there have been.
+        """
+
     def auxiliary_loss(self) -> Tensor | None:
         """Return the weighted loss that the criterion adds for the batch; None if there is none.
 
@@ -325,6 +332,17 @@ def start_batch(model: nn.Module) -> None:
         function.start_batch()
 
 
+def after_update(model: nn.Module, updates: int) -> None:
+    """Tell the attention functions of a model that the parameters were updated.
+
+    Args:
+        model: what trains.
+        updates: how many updates there have been.
+    """
+    for function in _functions_of(model):
+        function.after_update(updates)
+
+
 def auxiliary_loss(model: nn.Module) -> Tensor | None:
     """Return the sum of what a model's attention functions want added to the loss of a batch.
 
@@ -348,7 +366,8 @@ def read_options(options_type: type, name: str, given: dict[str, Any]) -> Any:
 
     Args:
         options_type: the dataclass.
-        name: the function's name, with which a key may begin (``csp_shift`` for ``shift``).
+        name: the function's name, with which a key may begin (``csp_shift`` for ``shift``); or it
+            begins with the options' ``shared_name`` where several functions have the same.
         given: value by key; a key that is a Python keyword may lack the underscore at its end.
 
     Raises:
@@ -356,9 +375,10 @@ def read_options(options_type: type, name: str, given: dict[str, Any]) -> Any:
     """
     fields = {item.name: item for item in dataclasses.fields(options_type)}
     hints = typing.get_type_hints(options_type)
+    shared = getattr(options_type, "shared_name", name)
     values = {}
     for key, value in given.items():
-        short = key.removeprefix(f"{name}_")
+        short = key.removeprefix(f"{name}_").removeprefix(f"{shared}_")
         known = next((k for k in (key, short, f"{short}_") if k in fields), None)
         if known is None:
             there = ", ".join(item.rstrip("_") for item in fields) or "none"

@@ -40,10 +40,9 @@ class DynamicAttention(GroupedQueries):
     """Softmax attention whose query heads go to the G key heads as training has dealt them.
 
     One allocation serves all rows; it begins even. Every ``window`` training updates (told by
-    ``set_num_updates``, as fairseq does after each) the norms of the key heads, averaged over the
-    rows and processes of the last update, deal it anew: by ``|cache - m|`` (diff) or by
-    ``0.9 m + 0.1 cache`` (ema); then m is the cache. It stays in evaluation. Parameters as in gqa;
-    time ``O(n^2)``.
+    ``after_update``) the norms m of the key heads, averaged over the rows and processes of the last
+    update, deal it anew: by ``|cache - m|`` (diff) or by ``0.9 m + 0.1 cache`` (ema); then m is the
+    cache. It stays in evaluation. Parameters as in gqa; time ``O(n^2)``.
 
     Raises:
         UserError: the key heads do not divide the heads, or cannot have as many queries each.
@@ -75,8 +74,8 @@ class DynamicAttention(GroupedQueries):
         return dealt(self.alloc.expand(len(keys), -1), self.queries, keys, values)
 
     @torch.no_grad()
-    def set_num_updates(self, updates: int) -> None:
-        """Deal the query heads anew if it is time; called after each training update."""
+    def after_update(self, updates: int) -> None:
+        """Deal the query heads anew if it is time."""
         seen, self._seen = self._seen, None
         if updates % self.options.window:
             return

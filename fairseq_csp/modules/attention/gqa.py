@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -14,6 +15,9 @@ logger = logging.getLogger(__name__)
 @dataclass
 class GQAOptions:
     """How many key heads there are."""
+
+    # kdgqa and dgqa have the same option
+    shared_name: ClassVar[str] = "gqa"
 
     heads: int | None = option(
         None, "key and value heads, a divisor of the heads (default: half of them)"
