@@ -31,7 +31,7 @@ def divide(mixed: Tensor, total: Tensor, lengths: SequenceLengths) -> Tensor:
     """
     if not lengths.full:
         total = total.masked_fill(~lengths.mask, 1)
-    return mixed / total
+    return mixed * total.reciprocal()
 
 
 def draw_projection(features: int, width: int, generator: torch.Generator | None = None) -> Tensor:

@@ -24,6 +24,6 @@ class LinearAttention(WideAttention):
     ) -> Tensor:
         """Mix (batch * heads, channels, positions)."""
         # f(0) is 1: padded keys are set to 0 behind it
-        keys = lengths.zero_padding(F.elu(keys) + 1)
-        mixed, total = mix_features(F.elu(queries) + 1, keys, values)
-        return mixed / (total + EPS)
+        keys = lengths.zero_padding(F.elu(keys).add_(1))
+        mixed, total = mix_features(F.elu(queries).add_(1), keys, values)
+        return mixed * (total + EPS).reciprocal()

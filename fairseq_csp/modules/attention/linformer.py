@@ -53,17 +53,19 @@ class LinformerAttention(WideAttention):
         """Mix (batch * heads, channels, positions)."""
         longest = max(lengths.host)
         check_reach(longest, self.reach, "linformer's projection")
-        positions, heads = values.size(2), self.context.heads
-        projection = self.projection[:, :, :longest].to(values.dtype).transpose(1, 2)
-        values, keys = (
-            # (batch * heads, width, size)
-            (x[:, :, :longest].unflatten(0, (-1, heads)) @ projection).flatten(0, 1)
-            for x in (values, keys)
-        )
+        values, keys = (self._compress(x[:, :, :longest]) for x in (values, keys))
         keys = keys * keys.size(1) ** -0.5
         return in_blocks_of_rows(
-            self._mix, positions * self.options.size, lengths, values, queries, keys
+            self._mix, queries.size(2) * self.options.size, lengths, values, queries, keys
         )
+
+    def _compress(self, x: Tensor) -> Tensor:
+        """Compress (batch * heads, width, n) to (batch * heads, width, size)."""
+        batch, width, positions = x.shape
+        maps = self.projection[:, :, :positions].to(x.dtype).transpose(1, 2)
+        # one product for each map: all rows of a batch share it
+        x = x.reshape(-1, len(maps), width, positions).transpose(0, 1).flatten(1, 2)
+        return (x @ maps).unflatten(1, (-1, width)).transpose(0, 1).reshape(batch, width, -1)
 
     def _mix(
         self, lengths: SequenceLengths, values: Tensor, queries: Tensor, keys: Tensor
