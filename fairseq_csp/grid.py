@@ -432,8 +432,10 @@ def _interrupt(number: int, frame: object) -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
-    for _number_of_signal in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(_number_of_signal, _interrupt)
+    for _each in (signal.SIGTERM, signal.SIGHUP):
+        # nohup's wish is kept
+        if signal.getsignal(_each) != signal.SIG_IGN:
+            signal.signal(_each, _interrupt)
     try:
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:

@@ -14,7 +14,7 @@ import pytest
 
 from fairseq_csp import grid, train_lra
 from fairseq_csp.errors import UserError
-from tests.helpers.commands import ENVIRONMENT, ROOT, SMALL
+from tests.helpers.commands import ENVIRONMENT, ROOT, SMALL, hear_signals
 
 ARGUMENTS = ["models=mega,lstm", "attention=csp,default", "datasets=listops,aan", "seeds=2"]
 LIMIT = 60
@@ -228,7 +228,12 @@ for file in "$SLURM_STAND_IN"/job*; do
     kill -0 "$(cat "$file")" 2>/dev/null && echo "${file##*job} RUNNING"
 done
 """,
-    "scancel": 'kill -TERM -- "-$(cat "$SLURM_STAND_IN/job$1")"\n',
+    # a job hears of its end, and is killed some time later
+    "scancel": """
+job=$(cat "$SLURM_STAND_IN/job$1")
+kill -TERM -- "-$job"
+(sleep 3; kill -KILL -- "-$job") >/dev/null 2>&1 &
+""",
     "scontrol": "echo here\n",
 }
 
@@ -297,6 +302,7 @@ def test_nothing_is_left_when_it_is_ended(number, launcher, out, slurm, quick_tr
         env={**ENVIRONMENT, **slurm, **quick_training, "WAIT": "1"},
         stderr=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
+        preexec_fn=hear_signals,
     )
 
     def running():
@@ -312,7 +318,7 @@ def test_nothing_is_left_when_it_is_ended(number, launcher, out, slurm, quick_tr
         assert time.monotonic() < end and process.poll() is None
         time.sleep(0.2)
     process.send_signal(number)
-    assert process.wait(LIMIT) == 130
+    assert process.wait(2 * LIMIT) == 130
     end = time.monotonic() + LIMIT
     while running():
         assert time.monotonic() < end, running()

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from fairseq_csp import supervise
-from tests.helpers.commands import ENVIRONMENT, ROOT
+from tests.helpers.commands import ENVIRONMENT, ROOT, hear_signals
 
 SIGNALS = [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT]
 # seconds until everything must be gone
@@ -62,6 +62,7 @@ def test_nothing_is_left(tmp_path, number, whole_group):
         cwd=ROOT,
         start_new_session=True,
         stderr=subprocess.DEVNULL,
+        preexec_fn=hear_signals,
     )
     wait_until(lambda: os.path.exists(mark) and len(processes(mark)) >= 5, 60)
     (os.killpg if whole_group else os.kill)(parent.pid, number)
@@ -109,6 +110,7 @@ def test_the_set_up_ends_with_its_shell(tmp_path, number):
         ["bash", "-c", script, "bash", sys.executable, "-c", FAMILY, mark],
         env={**ENVIRONMENT, "ROOT": str(ROOT)},
         stderr=subprocess.DEVNULL,
+        preexec_fn=hear_signals,
     )
     wait_until(lambda: os.path.exists(mark), 60)
     shell.send_signal(number)
@@ -125,6 +127,7 @@ def test_a_preparation_ends_with_train_lra(tmp_path, number):
         [*command, f"data_dir={data}", f"save_dir={tmp_path / 'run'}"],
         env=ENVIRONMENT,
         stderr=subprocess.DEVNULL,
+        preexec_fn=hear_signals,
     )
     wait_until(lambda: list(tmp_path.glob(".listops.partial-*")), 120)
     shell.send_signal(number)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -97,3 +98,9 @@ def generate_listops(directory, train_size=60, other_size=21):
         "--min-length", "5", "--max-length", "40",
     )  # fmt: skip
     return directory
+
+
+def hear_signals():
+    """Before a command of a test: have it end by signals that the tests themselves may ignore."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
