@@ -107,6 +107,10 @@ NUMBERS = {
     "dropout": _PROBABILITY,
     "attention_dropout": _PROBABILITY,
     "act_dropout": _PROBABILITY,
+    "embedding_dropout": _PROBABILITY,
+    "head_dim": _CHANNELS,
+    "image_channels": _CHANNELS,
+    "mixup": Numbers(0, math.inf, "both parameters of a beta distribution", below=True),
     # the loss
     "label_smoothing": Numbers(0, 1, "the share of the other classes", below=True),
     # the optimizer and its schedule
