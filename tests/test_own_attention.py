@@ -122,7 +122,7 @@ def test_train_lra_takes_it_but_not_what_else_lies_there(mine, tiny_listops, tmp
     )
     assert answer.returncode == 2
     assert "attention is 'median'; it must be one of " in answer.stderr
-    assert "blend, " in answer.stderr
+    assert ", blend" in answer.stderr
 
 
 def test_train_lra_tells_the_files_of_a_user_directory_from_its_functions(mine, tmp_path):
