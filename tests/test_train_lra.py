@@ -147,7 +147,14 @@ def started(run, *arguments, status=None, updates=None):
     if status is not None:
         train_lra._write_result(run, {"exit_status": status})
     if updates is not None:
-        state = {"optimizer_history": [{"num_updates": updates}]}
+        history = {"criterion_name": "", "optimizer_name": "", "lr_scheduler_state": {}}
+        place = {"epoch": 1, "iterations_in_epoch": 0}
+        state = {
+            "model": {"weight": torch.zeros(1)},
+            "cfg": {},
+            "optimizer_history": [history | {"num_updates": updates}],
+            "extra_state": {"train_iterator": place},
+        }
         torch.save(state, run / "checkpoint_last.pt")
 
 
