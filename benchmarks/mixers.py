@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.mixer import PEERS
 from benchmarks.plots import draw_lines
-from benchmarks.report import Measurements, markdown, measure, new_directory, parser, ratio, shown
+from benchmarks.report import Measurements, Table, measure, new_directory, parser, ratio, shown
 from fairseq_csp.modules.attention import ATTENTION_REGISTRY
 
 LENGTHS = (1024, 2048, 4096, 16384)
@@ -73,11 +73,6 @@ def measured_rows(work: Work, measurements: Measurements) -> list[dict]:
     ]
 
 
-def table(rows: list[dict]) -> str:
-    """Return the rows as Markdown."""
-    return markdown(COLUMNS, [_cells(row) for row in rows])
-
-
 def _cells(row: dict) -> list[str]:
     ours, public = row["ours"], row["public"]
     measured = "problem" not in ours
@@ -130,7 +125,11 @@ def main(arguments: list[str]) -> None:
         for length in ((16, 32) if args.tiny else LENGTHS)
     ]
     rows = measure(
-        "benchmarks.mixer", {work.name: work for work in works}, measured_rows, table, args
+        "benchmarks.mixer",
+        {work.name: work for work in works},
+        measured_rows,
+        Table(COLUMNS, _cells),
+        args,
     )
     if args.plot:
         plot(rows, args.plot)

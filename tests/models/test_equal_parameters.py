@@ -7,9 +7,10 @@ from tests.helpers.building import build
 
 
 def test_csp_has_as_many_parameters_as_softmax():
-    attention, (flag, channels) = ABLATIONS["attention"]["csp-equal-parameters"]
+    variant = ABLATIONS["attention"]["csp-equal-parameters"]
+    flag, channels = variant.flags
     assert flag == "--encoder-hidden-dim"
-    csp = build("mega_lra_listop", attention=attention, encoder_hidden_dim=int(channels))
+    csp = build("mega_lra_listop", attention=variant.attention, encoder_hidden_dim=int(channels))
     softmax = build("mega_lra_listop", attention="softmax")
     counts = [sum(p.numel() for p in model.parameters()) for model in (csp, softmax)]
     assert counts == [601_614, 602_658]
