@@ -191,6 +191,8 @@ def test_full_disk_under_a_log_is_one_sentence(what, listops, tmp_path):
         "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
     )
     program = TOOLS / "fairseq-train"
+    # the limit would hold for the memory that loader workers share as well
+    flags += ["--num-workers", "0"]
     command = training_command(listops, tmp_path / "save", "--max-update", "30", *FLAGS, *flags)
     full = Run(
         tmp_path / "save", [sys.executable, "-c", limited, program, *command[1:], "--no-save"]
