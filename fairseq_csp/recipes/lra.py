@@ -165,7 +165,13 @@ LAPTOP: dict[str, list[dict[str, Any]]] = {
             "name": "whole",
             "preparation": ("--holdout", "0.1"),
             "data": "holdout",
-            "recipe": {"lr": 0.001, "batch": 10, "updates": 4_700, "decay": 4_700},
+            "recipe": {
+                "lr": 0.001,
+                "dropout": 0.1,
+                "batch": 10,
+                "updates": 6_750,
+                "decay": 6_750,
+            },
         },
     ],
     "cifar10": [
