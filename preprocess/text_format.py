@@ -53,10 +53,14 @@ class TextDatasetWriter:
     ) -> None:
         self._given = (None, None)
         if dictionaries:
+            symbols_path = dictionaries / f"{inputs[0]}-bin" / DICTIONARY_FILE
+            labels_path = dictionaries / LABEL_DIRECTORY / DICTIONARY_FILE
             self._given = (
-                _read_dictionary(dictionaries / f"{inputs[0]}-bin" / DICTIONARY_FILE, symbols),
-                _read_dictionary(dictionaries / LABEL_DIRECTORY / DICTIONARY_FILE, labels),
+                _read_dictionary(symbols_path, symbols),
+                _read_dictionary(labels_path, labels),
             )
+            _check_holds(self._given[1], labels, labels_path)
+            self._given_from = symbols_path
         self._directory = directory
         self._symbols = symbols
         self._label_names = list(labels)
@@ -101,6 +105,9 @@ class TextDatasetWriter:
             spool.close()
 
         dictionary, label_dictionary = self._given
+        if dictionary:
+            used = [self._symbols[code] for code in np.flatnonzero(self._counts)]
+            _check_holds(dictionary, used, self._given_from)
         dictionary = dictionary or _dictionary(self._symbols, self._counts)
         ids = _ids(dictionary, self._symbols)
         for side in self._inputs:
@@ -185,12 +192,20 @@ def _read_dictionary(path: Path, symbols: Sequence[str]) -> Dictionary:
     """Read the dictionary of a prepared set.
 
     Raises:
-        UserError: it is not there, is not a dictionary, or lacks a symbol.
+        UserError: it is not there, is not a dictionary, or holds other symbols than these.
     """
     dictionary = load_dictionary(str(path))
+    known = {*symbols, *Dictionary().symbols}
+    strange = (symbol for symbol in dictionary.symbols if symbol not in known)
+    for symbol in strange:
+        if not symbol.startswith("madeupword"):
+            raise UserError(f"{path}: {symbol!r} is no symbol of this data set, but of another's")
+    return dictionary
+
+
+def _check_holds(dictionary: Dictionary, symbols: Sequence[str], path: Path) -> None:
     if missing := [symbol for symbol in symbols if symbol not in dictionary]:
         raise UserError(f"{path}: this dictionary lacks {missing[0]!r}; it is of another data set")
-    return dictionary
 
 
 def _ids(dictionary: Dictionary, symbols: Sequence[str]) -> np.ndarray:

@@ -20,6 +20,9 @@ REVIEWS = {
 }
 
 
+SMALL = ("--limit", 100)
+
+
 def expected(name, cut=4000):
     return [str(value) for value in REVIEWS[name][:cut]] + ["</s>"]
 
@@ -159,3 +162,19 @@ def test_demo_is_reproducible_and_learnable(prepare, tmp_path):
         )
         correct += (positive > negative) == (label == "1")
     assert correct > 450
+
+
+def test_dictionaries_of_another_set_are_kept_whichever_bytes_it_lacks(raw, prepare, tmp_path):
+    whole = prepare("imdb-4000", *SMALL, "--raw", raw)
+    cut = prepare(
+        "imdb-4000", *SMALL, "--raw", raw, "--cut", 2, "--dictionaries", whole, out=tmp_path / "cut"
+    )
+    for side in ("src-bin", "label-bin"):
+        assert files(cut)[f"{side}/dict.txt"] == files(whole)[f"{side}/dict.txt"]
+    assert token_lines(cut / "src-bin", "train") == [expected(name, 2) for name in ORDER]
+
+
+def test_dictionaries_without_a_byte_of_train_are_refused(raw, prepare, fail, tmp_path):
+    first = prepare("imdb-4000", *SMALL, "--raw", raw, "--cut", 1)
+    message = fail("imdb-4000", *SMALL, "--raw", raw, "--dictionaries", first)
+    assert f"{first}/src-bin/dict.txt: this dictionary lacks" in message

@@ -1,4 +1,5 @@
 import json
+import re
 import statistics
 import tarfile
 
@@ -99,9 +100,16 @@ def test_dictionaries_of_another_set_are_kept(prepare, fail, tmp_path):
             assert token_lines(taken / side, split) == token_lines(own / side, split)
 
     assert "absent/src-bin/dict.txt" in fail("listops", *SMALL, "--dictionaries", "absent")
-    path = first / "label-bin" / "dict.txt"
-    path.write_text(path.read_text().replace("9 ", "nine "))
-    assert f"{path}: this dictionary lacks '9'" in fail("listops", *SMALL, "--dictionaries", first)
+    for side in ("src-bin", "label-bin"):
+        path = first / side / "dict.txt"
+        whole = path.read_text()
+        for line, fault in (
+            ("nine 1\n", "'nine' is no symbol of this data set"),
+            ("", "this dictionary lacks '9'"),
+        ):
+            path.write_text(re.sub("^9 .*\n", line, whole, flags=re.MULTILINE))
+            assert f"{path}: {fault}" in fail("listops", *SMALL, "--dictionaries", first)
+        path.write_text(whole)
 
 
 def naive_length(rng, depth):
