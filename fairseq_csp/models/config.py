@@ -27,7 +27,7 @@ POOLINGS = ChoiceEnum(["mp", "cls"])
 ACTIVATIONS = ChoiceEnum([*get_available_activation_fns(), "silu"])
 
 
-def _flag(default: object, text: str) -> object:
+def _flag(default: Any, text: str) -> Any:
     return dataclasses.field(default=default, metadata={"help": text})
 
 
@@ -36,7 +36,9 @@ class SharedConfig(FairseqDataclass):
     """Flags that every family knows; an architecture gives those it names other defaults."""
 
     layer_type: str = _flag("mega", "family of encoder layers")
-    input_type: INPUTS = _flag("text", "symbols or real-valued pixels")
+    input_type: INPUTS = _flag(  # type: ignore[valid-type]
+        "text", "symbols or real-valued pixels"
+    )
     attention: Optional[str] = _flag(  # noqa: UP045 (fairseq reads the annotation)
         None, "what mixes the positions, by its registered name (default: the architecture's own)"
     )
@@ -47,13 +49,17 @@ class SharedConfig(FairseqDataclass):
     dropout: float = _flag(0.1, "probability of dropping a model channel")
     act_dropout: float = _flag(0.0, "probability of dropping a hidden number or a value")
     apply_bert_init: bool = _flag(False, "initialise linear maps and symbols as BERT does")
-    sen_rep_type: POOLINGS = _flag("cls", "a row's vector: mean over positions, or first position")
+    sen_rep_type: POOLINGS = _flag(  # type: ignore[valid-type]
+        "cls", "a row's vector: mean over positions, or first position"
+    )
     classifier_layers: int = _flag(1, "hidden layers of the classifier")
     classifier_in_dim: Optional[int] = _flag(  # noqa: UP045
         None, "channels into the classifier (default: what the encoder gives)"
     )
     classifier_out_dim: int = _flag(256, "channels of the classifier's hidden layers")
-    classifier_activation_fn: ACTIVATIONS = _flag("gelu", "activation of the classifier")
+    classifier_activation_fn: ACTIVATIONS = _flag(  # type: ignore[valid-type]
+        "gelu", "activation of the classifier"
+    )
     sentence_class_num: int = _flag(2, "number of classes")
     keep_padding: bool = _flag(
         False, "encode a padded batch as it is, not in buckets of similar lengths"
@@ -122,11 +128,12 @@ def _fairseq_field(item: dataclasses.Field, hint: Any) -> tuple[Any, dataclasses
     elif hint is bool and default is True:
         # fairseq's own switch would turn it off
         hint, default = ChoiceEnum(list(ON_OFF)), "on"
-    field = dataclasses.field(default=default, metadata={"help": item.metadata["help"]})
-    return (Optional[hint] if optional else hint), field  # noqa: UP045
+    field: Any = dataclasses.field(default=default, metadata={"help": item.metadata["help"]})
+    kind: Any = Optional[hint] if optional else hint  # noqa: UP045
+    return kind, field
 
 
-def plain_config(cfg: Any, config: type | None = None) -> types.SimpleNamespace:
+def plain_config(cfg: Any, config: type | None = None) -> Any:
     """Return the values of a configuration by themselves, so that a model can be pickled.
 
     Args:

@@ -179,6 +179,7 @@ def build_encoder_attention(
         UserError: the family cannot take it, or an option is bad.
     """
     cls = attention_of(cfg)
+    assert cls is not None, f"{cfg.layer_type} has no attention function"
     options = attention_options(cfg, cls)
     if carries and cls.carried is not None:
         return cls.carried(context, read_options(cls.options_type, cls.name, options))

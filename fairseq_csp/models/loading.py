@@ -1,6 +1,8 @@
 """Loading the weights of checkpoints: what does not fit is dropped with a log line, or refused."""
 
 import logging
+from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -18,9 +20,7 @@ class CheckpointLoading(nn.Module):
 
     optimizer_is_restored = False
 
-    def load_state_dict(
-        self, state_dict: dict[str, Tensor], *args: object, **kwargs: object
-    ) -> object:
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Load the weights of a checkpoint.
 
         Raises:

@@ -62,15 +62,16 @@ class LRAEncoder(nn.Module):
         Raises:
             ValueError: a length is not between 1 and the number of positions.
         """
-        lengths = SequenceLengths.of(lengths, *source.shape, source.device)
-        if not lengths.host:
+        batch, positions = source.shape
+        valid = SequenceLengths.of(lengths, batch, positions, source.device)
+        if not valid.host:
             return torch.zeros(0, self.vector_dim, device=source.device)
-        buckets = length_buckets(lengths.host) if self.trim and not lengths.full else []
+        buckets = length_buckets(valid.host) if self.trim and not valid.full else []
         if not buckets:
-            return self.encoder(source, lengths)
+            return self.encoder(source, valid)
         vectors = []
         for bucket in buckets:
-            host = [lengths.host[row] for row in bucket]
+            host = [valid.host[row] for row in bucket]
             trimmed = source[torch.tensor(bucket).to(source.device), : max(host)]
             vectors.append(self.encoder(trimmed, SequenceLengths(host, max(host), source.device)))
         order = torch.tensor([row for bucket in buckets for row in bucket]).argsort()
@@ -121,7 +122,8 @@ class LRAModel(CheckpointLoading, BaseFairseqModel):
         """
         if isinstance(cfg, Namespace):
             # from a caller of fairseq's API that has flags and no configuration
-            cfg = config_class().from_namespace(cfg)
+            flags = config_class().from_namespace(cfg)
+            return cls.build_model(flags, task)
         dictionary = task.source_dictionary
         given = "image" if dictionary is None else "text"
         if cfg.input_type != given:

@@ -151,7 +151,8 @@ class Mixing(nn.Module):
         super().__init__()
         dim, self.width = cfg.encoder_embed_dim, context.value_dim
         cls = _attention_class(cfg)
-        self.to_qkv, out = None, Dropout(cfg.dropout)
+        self.to_qkv: nn.Linear | None = None
+        out: nn.Module = Dropout(cfg.dropout)
         if issubclass(cls, HeadAttention):
             # brings linear maps of its own
             context = dataclasses.replace(context, value_dim=dim, query_dim=dim)
@@ -269,19 +270,17 @@ class Encoder(nn.Module):
             dropout=cfg.dropout,
         )
         self.layers = nn.ModuleList(
-            nn.ModuleList(
-                [
-                    Prenorm(dim, Mixing(cfg, dataclasses.replace(context, layer=layer))),
-                    Prenorm(dim, FeedForward(dim, cfg.encoder_ffn_embed_dim, cfg.dropout)),
-                ]
+            nn.Sequential(
+                Prenorm(dim, Mixing(cfg, dataclasses.replace(context, layer=layer))),
+                Prenorm(dim, FeedForward(dim, cfg.encoder_ffn_embed_dim, cfg.dropout)),
             )
             for layer in range(cfg.encoder_layers)
         )
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (batch, tokens, dim) to the same shape."""
-        for mixing, feed_forward in self.layers:
-            x = feed_forward(mixing(x))
+        for layer in self.layers:
+            x = layer(x)
         return x
 
 

@@ -30,16 +30,17 @@ OF_DATA = ("image_size", "image_channels", "sentence_class_num")
 class ViTClassifierConfig(SharedConfig, FairseqDataclass):
     """Flags of a Vision Transformer; an architecture gives those it names other defaults."""
 
-    sen_rep_type: ChoiceEnum(POOLINGS) = flag(
+    sen_rep_type: ChoiceEnum(POOLINGS) = flag(  # type: ignore[valid-type]
         "mp", "an image's vector: mean (mp), maximum (max), or class token (cls)"
     )
     image_size: Any = flag(None, "pixels of an image, N or HEIGHTxWIDTH (default: the data's)")
     # the task's, which takes the model's value
     crop_size: Any = flag(224, "pixels that images are brought to where they are files")
-    image_channels: Optional[int] = flag(  # noqa: UP045 (fairseq reads the annotations)
+    # Optional, since fairseq reads the annotations
+    image_channels: Optional[int] = flag(  # type: ignore[assignment]  # noqa: UP045
         None, "channels of an image (default: the data's)"
     )
-    sentence_class_num: Optional[int] = flag(  # noqa: UP045
+    sentence_class_num: Optional[int] = flag(  # type: ignore[assignment]  # noqa: UP045
         None, "number of classes (default: the data's)"
     )
 
@@ -49,7 +50,8 @@ def _config_class() -> type[ViTClassifierConfig]:
     flags = attention_flags()
     for name, value in OTHER_DEFAULTS.items():
         kind, item = flags[name]
-        flags[name] = (kind, dataclasses.field(default=value, metadata=item.metadata))
+        renewed: Any = dataclasses.field(default=value, metadata=item.metadata)
+        flags[name] = (kind, renewed)
     return dataclasses.make_dataclass(
         "ViTFlags",
         [(name, *flag) for name, flag in flags.items()],

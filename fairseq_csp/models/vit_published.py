@@ -76,7 +76,7 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         UserError: it is not there, damaged, or something else.
     """
     try:
-        content = checkpoints.read(path)
+        content: Any = checkpoints.read(path)
         words, state = content["args"], content["state_dict"]
         if not isinstance(words, dict) or not isinstance(state, dict):
             raise TypeError("args and state_dict are no dictionaries")

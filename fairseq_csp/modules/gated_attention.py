@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from fairseq_csp.modules.attention import QueryKeyAttention, ValueAttention
+from fairseq_csp.modules.attention import AttentionFunction
 from fairseq_csp.modules.lengths import SequenceLengths
 from fairseq_csp.modules.relative_bias import build_relative_bias
 
@@ -27,7 +27,7 @@ class GatedAttention(nn.Module):
     # the projection in which z's rows stand between others
     joint_projection = ""
 
-    def __init__(self, attention: ValueAttention | QueryKeyAttention, z_dim: int) -> None:
+    def __init__(self, attention: AttentionFunction, z_dim: int) -> None:
         super().__init__()
         self.z_dim = z_dim
         self.query_dim = z_dim if attention.uses_queries else 0

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fairseq_csp.modules.attention import QueryKeyAttention, ValueAttention
+from fairseq_csp.modules.attention import AttentionFunction
 from fairseq_csp.modules.gated_attention import GatedAttention
 from fairseq_csp.modules.lengths import SequenceLengths
 from fairseq_csp.modules.norms import build_norm
@@ -32,7 +32,7 @@ class GatedAttentionUnit(GatedAttention):
         hidden_dim: int,
         z_dim: int,
         *,
-        attention: ValueAttention | QueryKeyAttention,
+        attention: AttentionFunction,
         hidden_dropout: float,
         relative_bias: str,
         max_positions: int,

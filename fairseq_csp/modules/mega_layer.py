@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fairseq_csp.errors import UserError
-from fairseq_csp.modules.attention import QueryKeyAttention, ValueAttention
+from fairseq_csp.modules.attention import AttentionFunction
 from fairseq_csp.modules.gated_attention import GatedAttention
 from fairseq_csp.modules.lengths import SequenceLengths
 from fairseq_csp.modules.moving_average import build_moving_average
@@ -54,7 +54,7 @@ class GatedMovingAverage(GatedAttention):
         z_dim: int,
         components: int,
         *,
-        attention: ValueAttention | QueryKeyAttention,
+        attention: AttentionFunction,
         activation_fn: str,
         norm_type: str,
         prenorm: bool,

@@ -62,7 +62,7 @@ class SyncBatchNorm(nn.SyncBatchNorm):
             self.weight,
             self.bias,
             self.training,
-            self.momentum,
+            self.momentum,  # type: ignore[arg-type]
             self.eps,
         )
 

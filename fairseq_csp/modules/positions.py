@@ -19,6 +19,8 @@ class SinusoidalPositions(nn.Module):
         offset: number of the first position in the table.
     """
 
+    table: Tensor
+
     def __init__(self, max_positions: int, dim: int, offset: int) -> None:
         super().__init__()
         table = SinusoidalPositionalEmbedding.get_embedding(offset + max_positions, dim)
@@ -48,7 +50,7 @@ class LearnedPositions(nn.Embedding):
         self.offset = offset
         nn.init.normal_(self.weight, std=dim**-0.5)
 
-    def forward(self, positions: int) -> Tensor:
+    def forward(self, positions: int) -> Tensor:  # type: ignore[override]
         """Return (positions, dim).
 
         Raises:

@@ -80,7 +80,7 @@ def build_attention(
         cls = cls.carried
     context = AttentionContext(
         value_dim=value_dim,
-        query_dim=query_dim if cls.uses_queries else None,
+        query_dim=query_dim if cls.uses_queries else 0,
         heads=heads,
         max_positions=max_positions,
         grid=grid,
@@ -91,7 +91,7 @@ def build_attention(
     return _make(cls, context, read_options(cls.options_type, name, options))
 
 
-class _PositionsFirst:
+class _PositionsFirst(AttentionFunction):
     """Turns the layout of a function's tensors, which is (batch, channels, positions)."""
 
     def _lengths(self, x: Tensor, lengths: Tensor | None) -> SequenceLengths:
@@ -108,7 +108,8 @@ class _PositionsFirst:
 
     def __reduce__(self) -> tuple:
         cls = attention_class(self.name)
-        cls = cls.carried if isinstance(self, CarriedAttention) else cls
+        if isinstance(self, CarriedAttention) and cls.carried:
+            cls = cls.carried
         return _make, (cls, self.context, self.options), self.__dict__
 
 
@@ -152,8 +153,9 @@ class _OnStream(_PositionsFirst):
 
 
 def _make(cls: type[AttentionFunction], context: AttentionContext, options: Any) -> nn.Module:
-    layout = _OnHeads if issubclass(cls, HeadAttention) else _OnValues
-    layout = _OnStream if issubclass(cls, CarriedAttention) else layout
+    layout: type[AttentionFunction] = _OnValues
+    if issubclass(cls, HeadAttention | CarriedAttention):
+        layout = _OnHeads if issubclass(cls, HeadAttention) else _OnStream
     text = "\n".join([inspect.cleandoc(cls.__doc__ or ""), "", "Options:", *_option_lines(cls)])
     return type(cls.__name__, (layout, cls), {"__doc__": text})(context, options)
 

@@ -11,11 +11,10 @@ from torch import Tensor, nn
 
 from fairseq_csp.errors import UserError
 from fairseq_csp.modules.attention import (
+    AttentionFunction,
     CarriedAttention,
     HeadAttention,
-    QueryKeyAttention,
     Stream,
-    ValueAttention,
 )
 from fairseq_csp.modules.lengths import SequenceLengths
 from fairseq_csp.modules.pointwise import activation
@@ -35,9 +34,7 @@ class MultiHeadAttention(nn.Module):
         UserError: the channels of a head cannot be halved for the rotation.
     """
 
-    def __init__(
-        self, dim: int, attention: ValueAttention | QueryKeyAttention, rotary: bool = False
-    ) -> None:
+    def __init__(self, dim: int, attention: AttentionFunction, rotary: bool = False) -> None:
         super().__init__()
         self.rotary = rotary and attention.uses_queries
         self.head_dim = dim // attention.context.heads
@@ -50,9 +47,10 @@ class MultiHeadAttention(nn.Module):
         if attention.uses_queries:
             # the published order
             inputs = ["k_proj", "v_proj", "q_proj"]
-        for name in (*inputs, "out_proj"):
-            setattr(self, name, nn.Linear(dim, dim))
-        _initialise([getattr(self, name) for name in inputs], self.out_proj)
+        maps = {name: nn.Linear(dim, dim) for name in (*inputs, "out_proj")}
+        for name, layer in maps.items():
+            setattr(self, name, layer)
+        _initialise([maps[name] for name in inputs], maps["out_proj"])
         self.attention = attention
 
     def forward(self, x: Tensor, lengths: SequenceLengths) -> Tensor:
@@ -185,7 +183,7 @@ class TransformerEncoderLayer(nn.Module):
         return dropout(hidden, self.dropout, self.training)
 
 
-def start_stream(layers: Sequence[TransformerEncoderLayer], batch: int) -> Stream | None:
+def start_stream(layers: nn.ModuleList, batch: int) -> Stream | None:
     """Begin the second stream of a batch; None where the layers' attention carries none."""
     first = layers[0].self_attn
     return Stream(first.start(batch)) if isinstance(first, CarriedAttention) else None

@@ -2,15 +2,16 @@
 
 from collections.abc import Callable
 from functools import wraps
-from typing import TypeVar
+from typing import Concatenate, ParamSpec
 
 import torch
 from torch import Tensor
 
-Function = TypeVar("Function", bound=Callable[..., Tensor])
+Others = ParamSpec("Others")
+Function = Callable[Concatenate[Tensor, Others], Tensor]
 
 
-def outside_autocast(function: Function) -> Function:
+def outside_autocast(function: Function[Others]) -> Function[Others]:
     """Let a function compute in the dtypes of its arguments, whatever autocast is around it.
 
     Args:
@@ -18,8 +19,8 @@ def outside_autocast(function: Function) -> Function:
     """
 
     @wraps(function)
-    def outside(first: Tensor, *others: Tensor | int) -> Tensor:
+    def outside(first: Tensor, /, *others: Others.args, **named: Others.kwargs) -> Tensor:
         with torch.autocast(first.device.type, enabled=False):
-            return function(first, *others)
+            return function(first, *others, **named)
 
     return outside

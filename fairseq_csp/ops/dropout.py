@@ -44,7 +44,7 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
 
 def draw_seed() -> int:
     """Return 63 bits of PyTorch's generator, which seed a faster one."""
-    return torch.empty((), dtype=torch.int64).random_().item()
+    return int(torch.empty((), dtype=torch.int64).random_())
 
 
 class _NativeDropout(torch.autograd.Function):

@@ -22,10 +22,16 @@ import torch
 
 logger = logging.getLogger(__name__)
 
-FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
+FLAGS = [
+    "-O3",
+    "-march=native",
+    "-ffp-contract=fast",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+]
 if sys.platform.startswith("linux"):
     # compiled for OpenMP, but not linked with it: PyTorch has its own, and with it the threads
-    FLAGS += ("-fopenmp",)
+    FLAGS.append("-fopenmp")
 
 
 @lru_cache(maxsize=1)

@@ -46,7 +46,10 @@ def paper(model: str, dataset: str) -> tuple[Stage, ...]:
         raise ValueError(
             f"preset=paper has no recipe for {dataset}; it has one for {', '.join(PAPER_IMAGES)}"
         )
-    mean, std = (",".join(map(str, numbers)) for numbers in data_sets()[dataset].pixels)
+    mean, std = (
+        ",".join(map(str, numbers))  # type: ignore[arg-type]
+        for numbers in data_sets()[dataset].pixels
+    )
     flags = (*PUBLISHED_SPLITS, "--pixel-mean", mean, "--pixel-std", std)
     return _one_stage(_recipe(PAPER_IMAGES[dataset], flags=flags))
 
@@ -61,7 +64,7 @@ def default(model: str, dataset: str) -> tuple[Stage, ...]:
 
 def demo(model: str, dataset: str) -> tuple[Stage, ...]:
     """Return the recipe of the small stand-in."""
-    flags = DEMO_SIZES
+    flags: tuple[str, ...] = DEMO_SIZES
     updates = 300
     if dataset == "image-folder":
         flags, updates = flags + DEMO_FOLDER, 150

@@ -91,7 +91,7 @@ class MegaEncoder(Encoder):
         self.cfg = cfg
         dim = cfg.encoder_embed_dim
         self.embed_tokens = source_embedding(dictionary, dim)
-        if dictionary is not None:
+        if isinstance(self.embed_tokens, nn.Embedding):
             self.padding = dictionary.pad()
             self.embed_tokens = NamedEmbedding(self.embed_tokens)
         self.embed_norm = SequenceNorm(cfg.norm_type, dim) if cfg.normalize_embedding else None

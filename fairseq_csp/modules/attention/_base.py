@@ -21,7 +21,7 @@ class AttentionContext:
 
     Attributes:
         value_dim: channels of the values, all heads together; at head level those of the layer.
-        query_dim: channels of the queries and of the keys, all heads together; None without them.
+        query_dim: channels of the queries and of the keys, all heads together; 0 without them.
         heads: attention heads; they divide both.
         max_positions: most positions of a row (of a chunk where attention stays in chunks); None
             where there is no limit.
@@ -34,7 +34,7 @@ class AttentionContext:
     """
 
     value_dim: int
-    query_dim: int | None = None
+    query_dim: int = 0
     heads: int = 1
     max_positions: int | None = None
     grid: tuple[int, int] | None = None
@@ -349,8 +349,8 @@ def auxiliary_loss(model: nn.Module) -> Tensor | None:
     Returns:
         A scalar; None where there is nothing to add, as in evaluation.
     """
-    losses = [function.auxiliary_loss() for function in _functions_of(model)]
-    losses = [loss for loss in losses if loss is not None]
+    terms = (function.auxiliary_loss() for function in _functions_of(model))
+    losses = [loss for loss in terms if loss is not None]
     return torch.stack(losses).sum() if losses else None
 
 

@@ -51,6 +51,8 @@ class PatternAttention(QueryKeyAttention):
 
     uses_bias = True
 
+    random_blocks: Tensor
+
     def __init__(self, context: AttentionContext, options: Any = None) -> None:
         super().__init__(context, options)
         if self.options.random:

@@ -117,7 +117,8 @@ class BiFormerAttention(HeadAttention):
             taken.append(gathered.unflatten(1, (heads, -1)).transpose(2, 3))
         own = windows.gather(queries).unflatten(1, (heads, -1)).transpose(2, 3)
         mask = mask.flatten(2)[:, None, :, None]
-        return attend(own, *taken, mask, dim**-0.5).transpose(2, 3).flatten(1, 2)
+        taken_keys, taken_values = taken
+        return attend(own, taken_keys, taken_values, mask, dim**-0.5).transpose(2, 3).flatten(1, 2)
 
     def _local(self, values: Tensor) -> Tensor:
         if self.context.grid is None:

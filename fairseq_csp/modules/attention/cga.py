@@ -27,9 +27,10 @@ class CascadedGroupAttention(HeadAttention):
         super().__init__(context, options)
         dim = context.value_dim
         width = dim // context.heads
-        self.qkv = nn.ModuleList(nn.Linear(width, 3 * width) for _ in range(context.heads))
+        maps = [nn.Linear(width, 3 * width) for _ in range(context.heads)]
+        self.qkv = nn.ModuleList(maps)
         self.out_proj = nn.Linear(dim, dim)
-        for layer in self.qkv:
+        for layer in maps:
             nn.init.xavier_uniform_(layer.weight, gain=1 / math.sqrt(2))
         nn.init.xavier_uniform_(self.out_proj.weight)
         nn.init.zeros_(self.out_proj.bias)

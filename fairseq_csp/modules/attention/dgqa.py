@@ -48,6 +48,9 @@ class DynamicAttention(GroupedQueries):
         UserError: the key heads do not divide the heads, or cannot have as many queries each.
     """
 
+    alloc: Tensor
+    cache: Tensor
+
     def __init__(self, context: AttentionContext, options: DGQAOptions | None = None) -> None:
         super().__init__(context, options)
         check_least(self.name, self.options.least, self.queries, self.keys)

@@ -44,7 +44,7 @@ class GatingMLP(ValueAttention):
             UserError: a row has more positions than the map was learnt for.
         """
         positions = values.size(2)
-        check_reach(positions, self.context.max_positions, "gmlp")
+        check_reach(positions, self.reach, "gmlp")
         values = lengths.zero_padding(values)
         # the norm makes its bias of padding
         normed = lengths.zero_padding(self.norm(values))

@@ -57,6 +57,8 @@ class Sine(nn.Module):
 class Positions(nn.Module):
     """What the network is told of each position: parameter ``z``, and the time ``t`` in [0, 1]."""
 
+    t: Tensor
+
     def __init__(self, dim: int, positions: int) -> None:
         super().__init__()
         bands = (dim - 1) // 2
@@ -146,7 +148,7 @@ class HyenaAttention(ValueAttention):
             UserError: a row has more positions than the filters were made for.
         """
         positions = values.size(2)
-        check_reach(positions, self.context.max_positions, "hyena")
+        check_reach(positions, self.reach, "hyena")
         if positions == 0:
             return values
         x = lengths.zero_padding(values).transpose(1, 2).to(self.in_proj.weight.dtype)
@@ -163,8 +165,9 @@ class HyenaAttention(ValueAttention):
     def _circles(self, positions: int) -> Tensor:
         """Return the long filters on circles, (orders * channels, size), float32 or wider."""
         size = fast_size(2 * positions)
-        ahead, bias = self.filter_fn(positions), self.filter_fn.bias
-        ahead = torch.cat([ahead[:, :1] + bias[:, None], ahead[:, 1:]], 1)
+        ahead = self.filter_fn(positions)
+        own = ahead[:, :1] + self.filter_fn.bias.unsqueeze(1)
+        ahead = torch.cat([own, ahead[:, 1:]], 1)
         empty = ahead.new_zeros(len(ahead), size - positions)
         parts = [ahead, empty]
         if self.filter_back is not None:

@@ -104,13 +104,14 @@ class NystromAttention(QueryKeyAttention):
         self, values: Tensor, lengths: SequenceLengths, queries: Tensor, keys: Tensor
     ) -> Tensor:
         wide = torch.promote_types(values.dtype, torch.float32)
-        landmarks = [
+        query_landmarks, key_landmarks = (
             self.fold(cell_means(x.to(wide), lengths, self.options.landmarks, disjoint_cells))
             for x in (queries, keys)
-        ]
-        folded = [self.fold(x) for x in (values, queries, keys)]
+        )
+        values, queries, keys = (self.fold(x) for x in (values, queries, keys))
         lengths = lengths.repeat(self.context.heads)
-        return self.unfold(self._product(*folded, *landmarks, lengths))
+        mixed = self._product(values, queries, keys, query_landmarks, key_landmarks, lengths)
+        return self.unfold(mixed)
 
     @staticmethod
     def _product(

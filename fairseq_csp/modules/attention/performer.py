@@ -48,6 +48,7 @@ class PerformerAttention(WideAttention):
     """
 
     uses_dropout = False
+    projection: Tensor
 
     def __init__(self, context: AttentionContext, options: PerformerOptions | None = None) -> None:
         super().__init__(context, options)
@@ -61,7 +62,8 @@ class PerformerAttention(WideAttention):
             # the same in every process and after resuming
             seed = num_updates * self.context.num_layers + self.context.layer
             generator = torch.Generator().manual_seed(seed)
-            self.projection.copy_(draw_projection(*self.projection.shape, generator))
+            features, width = self.projection.shape
+            self.projection.copy_(draw_projection(features, width, generator))
 
     def mix_wide(
         self, values: Tensor, lengths: SequenceLengths, queries: Tensor, keys: Tensor

@@ -53,7 +53,7 @@ class SigmoidAttention(ScoreAttention):
         """Return the sigmoid of each score, 0 for padded keys, in float32 or wider."""
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         if self.options.shift == BY_LENGTH:
-            shift = -lengths.tensor.clamp(min=1).to(scores.dtype).log()[:, None, None]
+            scores = scores - lengths.tensor.clamp(min=1).to(scores.dtype).log()[:, None, None]
         else:
-            shift = float(self.options.shift)
-        return lengths.zero_padding(torch.sigmoid(scores + shift))
+            scores = scores + float(self.options.shift)
+        return lengths.zero_padding(torch.sigmoid(scores))

@@ -38,9 +38,13 @@ class SoftmaxAttention(ScoreAttention):
                 for rotated in bias.rotated(values.size(2))
             )
             queries, keys = torch.cat([queries, at_query], 1), torch.cat([keys, at_key], 1)
+        inputs = (x.transpose(1, 2).unsqueeze(1).contiguous() for x in (queries, keys, values))
+        queries, keys, values = inputs
         return (
             F.scaled_dot_product_attention(
-                *(x.transpose(1, 2).unsqueeze(1).contiguous() for x in (queries, keys, values)),
+                queries,
+                keys,
+                values,
                 attn_mask=None if lengths.full else lengths.mask.unsqueeze(1),
                 dropout_p=dropout,
                 scale=1.0,

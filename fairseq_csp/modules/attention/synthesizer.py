@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fairseq_csp.errors import UserError
 from fairseq_csp.modules.attention import (
     AttentionContext,
     ValueAttention,
@@ -48,12 +47,10 @@ class SynthesizerAttention(ValueAttention):
         self, context: AttentionContext, options: SynthesizerOptions | None = None
     ) -> None:
         super().__init__(context, options)
-        if context.max_positions is None:
-            raise UserError("synthesizer needs max_positions, for which its scores are learnt")
-        reach, channels = context.max_positions, context.value_dim
+        reach, channels = self.reach, context.value_dim
         if self.options.kind == "dense":
             self.hidden = nn.Linear(channels, channels)
-            self.score = nn.Linear(channels, reach)
+            self.score: nn.Linear | nn.Parameter = nn.Linear(channels, reach)
             for layer in (self.hidden, self.score):
                 nn.init.xavier_uniform_(layer.weight)
                 nn.init.zeros_(layer.bias)
@@ -66,7 +63,7 @@ class SynthesizerAttention(ValueAttention):
         Raises:
             UserError: a row has more positions than scores were learnt for.
         """
-        check_reach(values.size(2), self.context.max_positions, "the synthesizer")
+        check_reach(values.size(2), self.reach, "the synthesizer")
         dtype = torch.promote_types(values.dtype, torch.float32)
         with torch.autocast(values.device.type, enabled=False):
             wide = lengths.zero_padding(values).to(dtype)
@@ -77,7 +74,7 @@ class SynthesizerAttention(ValueAttention):
     def _scores(self, values: Tensor) -> Tensor:
         """Return (batch, positions, positions) of values (batch, channels, positions)."""
         positions, dtype = values.size(2), values.dtype
-        if self.options.kind == "random":
+        if isinstance(self.score, Tensor):
             scores = self.score[:positions, :positions].to(dtype)
             return scores.expand(len(values), -1, -1)
         hidden = F.linear(

@@ -49,6 +49,8 @@ class UrpeAttention(ScoreAttention):
         UserError: there are more buckets than distances to fill them.
     """
 
+    bucket: Tensor | None
+
     def __init__(self, context: AttentionContext, options: UrpeOptions | None = None) -> None:
         super().__init__(context, options)
         buckets = self.options.buckets

@@ -293,7 +293,7 @@ def _exchange(
     first, second = (numbers.view(bits) for numbers in pair)
     difference = (first ^ second).bitwise_and_(swap.to(bits).neg_())
     if out is None:
-        out = tuple(torch.empty_like(numbers) for numbers in pair)
+        out = torch.empty_like(pair[0]), torch.empty_like(pair[1])
     torch.bitwise_xor(first, difference, out=out[0].view(bits))
     torch.bitwise_xor(second, difference, out=out[1].view(bits))
     return out

@@ -1,6 +1,7 @@
 """The public function, its form in the layout of the layers, and its attention map."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -114,7 +115,7 @@ def permute_channels(
 
 
 def permutation_matrix(
-    values: Tensor, lengths: Tensor | Sequence[int] | None = None, **options: int | str | bool
+    values: Tensor, lengths: Tensor | Sequence[int] | None = None, **options: Any
 ) -> Tensor:
     """Return the attention map that the operator applies to each channel.
 

@@ -60,7 +60,7 @@ def _permute(
 ) -> Tensor:
     batch, positions, channels = values.shape
     shifts = _shifts(positions, channels, layer, num_layers, shift, group_size)
-    group = positions if group_size == "full" else min(group_size, positions)
+    group = positions if isinstance(group_size, str) else min(group_size, positions)
     if order == "sort_shift":
         values = _sort(values, group, descending)
     position = torch.arange(positions, device=values.device)[:, None]
@@ -80,7 +80,7 @@ def _shifts(
     if shift == "exponential":
         exponents = [(layer * channels + c) / (num_layers * channels) for c in range(channels)]
         return [math.ceil(positions**exponent) % positions for exponent in exponents]
-    if shift == "linear" and group_size != "full":
+    if shift == "linear" and not isinstance(group_size, str):
         return [0] + [group_size * (c - 1) % positions for c in range(1, channels)]
     return [0] * channels
 

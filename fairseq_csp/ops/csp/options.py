@@ -25,7 +25,7 @@ def check_options(shift: str, group_size: int | str, order: str) -> None:
         raise ValueError(f"shift is {shift!r}; it must be one of {', '.join(SHIFTS)}")
     if order not in ORDERS:
         raise ValueError(f"order is {order!r}; it must be one of {', '.join(ORDERS)}")
-    if group_size != FULL and not (_is_integer(group_size) and group_size >= 1):
+    if group_size != FULL and not (_is_integer(group_size) and int(group_size) >= 1):
         raise ValueError(f"group_size is {group_size!r}; it must be a positive integer or {FULL!r}")
 
 
