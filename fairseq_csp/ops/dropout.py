@@ -47,6 +47,76 @@ def draw_seed() -> int:
     return int(torch.empty((), dtype=torch.int64).random_())
 
 
+def drop_by_seed(x: Tensor, p: float, seed: int) -> Tensor:
+    """Drop the numbers that follow from a seed, the same for the same seed and shape.
+
+    Without a gradient: what calls it draws the same again in its backward pass.
+
+    Args:
+        x: (batch, channels, positions), any floating dtype.
+        p: probability in (0, 1].
+        seed: from :func:`draw_seed`.
+
+    Returns:
+        The shape and dtype of ``x``.
+    """
+    if native_serves(x):
+        return torch.ops.fairseq_csp_native.dropout(x, p, seed)
+    factors = keep_factors(x.shape, p, seed, x.device)
+    return torch.where(factors == 0, 0, x * factors.to(x.dtype))
+
+
+def keep_factors(shape: tuple[int, int, int], p: float, seed: int, device: torch.device) -> Tensor:
+    """Return by what dropout multiplies each number: the hash of the kernels, bit for bit.
+
+    A channel's key and threshold follow from the seed and its row, of 64 positions the first 32
+    take the lower halves of 32 hashes, the others the upper ones (``gates/gates.cpp``).
+
+    Args:
+        shape: (batch, channels, positions).
+        p: probability in (0, 1].
+        seed: from :func:`draw_seed`.
+        device: where to.
+
+    Returns:
+        (batch, channels, positions) float32, 0 or ``1 / (1 - p)``.
+    """
+    batch, channels, positions = shape
+    rows = torch.arange(batch * channels, device=device)
+    draw = _mixed(seed + _mixed(rows + _signed(0x9E3779B97F4A7C15)))
+    key = (draw & _WORD)[:, None, None]
+    rounding = (draw >> 40 & 0xFFFFFF).double() / (1 << 24)
+    threshold = (rounding + p * (1 << 16)).long()[:, None, None]
+    pairs = torch.arange(-(-positions // 64) * 32, device=device).view(-1, 32)
+    x = pairs * 0x9E3779B1 + key & _WORD
+    x = (x ^ x >> 16) * 0x7FEB352D & _WORD
+    x = (x ^ x >> 15) * 0x846CA68B & _WORD
+    x = (x ^ x >> 16) + key & _WORD
+    x = (x ^ x >> 15) * 0x2C1B3C6D & _WORD
+    x = x ^ x >> 16
+    bits = torch.cat([x & 0xFFFF, x >> 16], dim=2).flatten(1)[:, :positions]
+    kept = (bits >= threshold.squeeze(2)).view(shape)
+    return kept.float() * (1 / (1 - p) if p < 1 else 0.0)
+
+
+_WORD = 0xFFFFFFFF
+
+
+def _mixed(x: Tensor) -> Tensor:
+    """Mix int64 as unsigned 64-bit integers; products wrap around."""
+    x = (x ^ _shifted(x, 30)) * _signed(0xBF58476D1CE4E5B9)
+    x = (x ^ _shifted(x, 27)) * _signed(0x94D049BB133111EB)
+    return x ^ _shifted(x, 31)
+
+
+def _shifted(x: Tensor, by: int) -> Tensor:
+    return x >> by & (1 << 64 - by) - 1
+
+
+def _signed(x: int) -> int:
+    return x - (1 << 64)
+
+
 class _NativeDropout(torch.autograd.Function):
     """16 bits a number, drawn again in the backward pass: nothing is kept."""
 

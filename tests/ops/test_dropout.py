@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fairseq_csp.ops.dropout import dropout
+from fairseq_csp.ops.dropout import draw_seed, drop_by_seed, dropout, keep_factors
 
 pytestmark = pytest.mark.usefixtures("every_implementation")
 
@@ -54,3 +54,15 @@ def test_nothing_or_all():
     assert (dropout(x, 1, training=True) == 0).all()
     with pytest.raises(ValueError, match=r"is 1\.5"):
         dropout(x, 1.5, training=True)
+
+
+@pytest.mark.parametrize("p", [1e-5, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize("shape", [(2, 3, 5), (1, 2, 64), (3, 4, 200)], ids=str)
+def test_drawn_again_from_a_seed(p, shape):
+    """The hash is the same in every implementation."""
+    seed = draw_seed()
+    x = torch.randn(shape)
+    factors = keep_factors(shape, p, seed, x.device)
+    expected = torch.where(factors == 0, 0, x * factors)
+    assert torch.equal(drop_by_seed(x, p, seed), expected)
+    assert torch.equal(drop_by_seed(x.double(), p, seed) == 0, expected == 0)

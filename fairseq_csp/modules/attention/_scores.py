@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fairseq_csp.modules.attention._base import AttentionMaps, QueryKeyAttention
+from fairseq_csp.modules.attention._recomputed import attend_in_blocks, blocks_pay
 from fairseq_csp.modules.lengths import SequenceLengths
+from fairseq_csp.modules.relative_bias import RotaryRelativeBias, SimpleRelativeBias
 from fairseq_csp.ops.dropout import dropout
 
 # more scores than this (512 MiB in float32) are computed in blocks of queries, and computed again
@@ -17,11 +19,17 @@ MOST_SCORES = 1 << 27
 
 
 class ScoreAttention(QueryKeyAttention):
-    """``f(q k^T + bias) v`` for each head; a subclass gives the scale and the function ``f``."""
+    """``f(q k^T + bias) v`` for each head; a subclass gives the scale and the function ``f``.
+
+    Attributes:
+        blocks_of_queries: whether the weights of a query depend on its own scores alone.
+        of_scores_alone: whether :meth:`weights` is all there is to them, without parameters: then
+            no more than a block of them is ever kept.
+    """
 
     uses_bias = True
-    # whether the weights of a query depend on its own scores alone
     blocks_of_queries: ClassVar[bool] = True
+    of_scores_alone: ClassVar[bool] = False
 
     def mix(
         self,
@@ -34,6 +42,14 @@ class ScoreAttention(QueryKeyAttention):
         """Mix (batch * heads, channels, positions)."""
         batch, _, positions = values.shape
         queries = queries * self.scale(queries, lengths)
+        many = blocks_pay(batch * positions**2, values.device)
+        known = bias is None or isinstance(bias, SimpleRelativeBias | RotaryRelativeBias)
+        if self.of_scores_alone and known and many and not torch.compiler.is_compiling():
+            p = self.context.dropout if self.training else 0.0
+            line = bias.line(positions) if isinstance(bias, SimpleRelativeBias) else None
+            if isinstance(bias, RotaryRelativeBias):
+                queries, keys = with_rotary_bias(queries, keys, bias)
+            return attend_in_blocks(self.weights, lengths, values, queries, keys, line, p)
         size = max(1, MOST_SCORES // (batch * positions))
         if size >= positions or not self.blocks_of_queries:
             return self._block(values, lengths, queries, keys, bias, 0)
@@ -115,6 +131,17 @@ class ScoreAttention(QueryKeyAttention):
         raise NotImplementedError
 
 
+def with_rotary_bias(
+    queries: Tensor, keys: Tensor, bias: RotaryRelativeBias
+) -> tuple[Tensor, Tensor]:
+    """Let the products of queries and keys, both (batch, width, positions), contain a bias."""
+    at_query, at_key = (
+        rotated.t().to(queries.dtype).expand(queries.size(0), -1, -1)
+        for rotated in bias.rotated(queries.size(2))
+    )
+    return torch.cat([queries, at_query], 1), torch.cat([keys, at_key], 1)
+
+
 def softmax_of_valid(scores: Tensor, lengths: SequenceLengths) -> Tensor:
     """Return the softmax over the valid keys.
 
@@ -133,6 +160,8 @@ def softmax_of_valid(scores: Tensor, lengths: SequenceLengths) -> Tensor:
 
 class ElementwiseAttention(ScoreAttention):
     """``f(q k^T / n + bias) v`` with ``n`` the number of valid keys."""
+
+    of_scores_alone = True
 
     def scale(self, queries: Tensor, lengths: SequenceLengths) -> float | Tensor:
         """Return ``1/n``; where the lengths differ (batch, 1, 1), in the dtype of the queries."""

@@ -45,6 +45,8 @@ class SigmoidAttention(ScoreAttention):
     No parameters of its own. The published code takes one b for all rows of a batch.
     """
 
+    of_scores_alone = True
+
     def scale(self, queries: Tensor, lengths: SequenceLengths) -> float:
         """Return ``1/sqrt(Z)`` for queries (batch, Z, positions)."""
         return queries.size(1) ** -0.5

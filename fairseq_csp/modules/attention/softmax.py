@@ -1,11 +1,14 @@
 """Softmax attention (arXiv 1706.03762), with a relative position bias where there is one."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairseq_csp.modules.attention import register_attention
-from fairseq_csp.modules.attention._scores import ScoreAttention, softmax_of_valid
+from fairseq_csp.modules.attention._scores import (
+    ScoreAttention,
+    softmax_of_valid,
+    with_rotary_bias,
+)
 from fairseq_csp.modules.lengths import SequenceLengths
 from fairseq_csp.modules.relative_bias import SimpleRelativeBias
 
@@ -18,6 +21,8 @@ class SoftmaxAttention(ScoreAttention):
     fused kernels serve, which keep no weights; they take no learnt bias for each distance.
     """
 
+    of_scores_alone = True
+
     def mix(
         self,
         values: Tensor,
@@ -27,17 +32,16 @@ class SoftmaxAttention(ScoreAttention):
         bias: nn.Module | None,
     ) -> Tensor:
         """Mix (batch * heads, channels, positions)."""
-        # on a CPU the fused kernels drop no weights: whole matrices would take their place
         dropout = self.context.dropout if self.training else 0.0
-        if isinstance(bias, SimpleRelativeBias) or (dropout and values.device.type == "cpu"):
+        width = queries.size(1) * (1 if bias is None else 2)
+        # on a CPU the fused kernels drop no weights and want one width: whole matrices would take
+        # their place
+        refused = values.device.type == "cpu" and (dropout or width != values.size(1))
+        if isinstance(bias, SimpleRelativeBias) or refused:
             return super().mix(values, lengths, queries, keys, bias)
         queries = queries * self.scale(queries, lengths)
         if bias is not None:
-            at_query, at_key = (
-                rotated.t().to(queries.dtype).expand(queries.size(0), -1, -1)
-                for rotated in bias.rotated(values.size(2))
-            )
-            queries, keys = torch.cat([queries, at_query], 1), torch.cat([keys, at_key], 1)
+            queries, keys = with_rotary_bias(queries, keys, bias)
         inputs = (x.transpose(1, 2).unsqueeze(1).contiguous() for x in (queries, keys, values))
         queries, keys, values = inputs
         return (

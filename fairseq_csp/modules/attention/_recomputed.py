@@ -1,0 +1,211 @@
+"""Attention by scores in blocks that stay in the cache and are computed again, not kept."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from fairseq_csp.modules.lengths import SequenceLengths
+from fairseq_csp.ops.dropout import draw_seed, drop_by_seed
+
+# scores of a block for each thread of a CPU: 4 MiB in float32, about a core's cache
+SCORES_OF_THREAD = 1 << 20
+# on a GPU, where a call costs more
+SCORES_ON_DEVICE = 1 << 25
+# up to so many scores blocks take as long on a CPU as all at once, or a tenth longer
+FEW_SCORES = 1 << 22
+
+Weights = Callable[[Tensor, SequenceLengths], Tensor]
+
+
+def blocks_pay(scores: int, device: torch.device) -> bool:
+    """Tell whether so many scores are better computed in blocks, and again, than kept."""
+    return scores > (FEW_SCORES if _one_by_one(device) else SCORES_ON_DEVICE)
+
+
+def _scores_together(device: torch.device) -> int:
+    return SCORES_OF_THREAD * torch.get_num_threads() if _one_by_one(device) else SCORES_ON_DEVICE
+
+
+def _one_by_one(device: torch.device) -> bool:
+    """Tell whether sequences are taken by themselves, or few at a time, each in its own length."""
+    return device.type == "cpu"
+
+
+def attend_in_blocks(
+    function: Weights,
+    lengths: SequenceLengths,
+    values: Tensor,
+    queries: Tensor,
+    keys: Tensor,
+    line: Tensor | None,
+    p: float,
+) -> Tensor:
+    """Return ``dropout(f(q^T k + bias)) v`` without ever holding the scores of all positions.
+
+    The backward pass computes a block's weights again (as in arXiv 2205.14135, but with all keys
+    of a query at once). On a CPU a sequence costs what its own length does.
+
+    Args:
+        function: f, of scores (batch, queries, keys) and lengths; gives the weights, none for
+            padded keys. It must have no parameters, and a query's weights must depend on its own
+            scores alone.
+        lengths: valid positions of each sequence.
+        values: (batch, channels, positions), any floating dtype.
+        queries: (batch, width, positions), scaled, the dtype of the values.
+        keys: the same shape and dtype.
+        line: (2 * positions - 1,), the bias: entry positions - 1 + d is for the key d after the
+            query; None without.
+        p: probability of dropping a weight.
+
+    Returns:
+        The shape and dtype of the values; 0 for sequences without valid positions.
+    """
+    device = values.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        values, queries, keys = (x.to(dtype) for x in (values, queries, keys))
+    line = None if line is None else line.to(queries.dtype)
+    values, queries, keys = (x.contiguous() for x in (values, queries, keys))
+    with torch.autocast(device, enabled=False):
+        return _Attend.apply(values, queries, keys, line, function, lengths, p)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Sequences and queries whose scores are computed together.
+
+    Attributes:
+        sequences: which sequences.
+        lengths: their lengths, in so many positions as the longest of them has.
+        queries: which queries.
+    """
+
+    sequences: slice
+    lengths: SequenceLengths
+    queries: slice
+
+    def of_keys(self, x: Tensor) -> Tensor:
+        """Return the part of (batch, width, positions) that the keys have."""
+        return x[self.sequences, :, : self.lengths.positions]
+
+    def of_queries(self, x: Tensor) -> Tensor:
+        """Return the part of (batch, width, positions) that the queries have."""
+        return x[self.sequences, :, self.queries]
+
+    def of_line(self, line: Tensor) -> Tensor:
+        """Return the part of the bias that serves the block, (queries + keys - 1,)."""
+        first = (line.size(0) + 1) // 2 - self.queries.stop
+        count = self.queries.stop - self.queries.start
+        return line[first : first + count + self.lengths.positions - 1]
+
+    def scores(self, queries: Tensor, keys: Tensor, line: Tensor | None) -> Tensor:
+        """Return the scores of the queries, from the last to the first: (batch, queries, keys).
+
+        In this order the bias of all pairs is a view of the line.
+        """
+        last_first, keys = self.of_queries(queries).flip(2).transpose(1, 2), self.of_keys(keys)
+        if line is None:
+            return torch.bmm(last_first, keys)
+        bias = self.of_line(line).unfold(0, keys.size(2), 1)
+        return torch.baddbmm(bias, last_first, keys)
+
+
+def _blocks(lengths: SequenceLengths) -> Iterator[_Block]:
+    """Divide all pairs of positions into blocks."""
+    batch, positions = len(lengths.host), lengths.positions
+    most = _scores_together(lengths.device)
+    one_by_one = _one_by_one(lengths.device)
+    together = min(max(1, most // max(positions**2, 1)), batch) if one_by_one else batch
+    for first in range(0, batch, together):
+        sequences = slice(first, first + together)
+        host = lengths.host[sequences]
+        longest = max(host) if one_by_one else positions
+        part = SequenceLengths(host, longest, lengths.device)
+        count = max(1, most // max(len(host) * longest, 1))
+        for query in range(0, longest, count):
+            yield _Block(sequences, part, slice(query, min(query + count, longest)))
+
+
+class _Attend(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        values: Tensor,
+        queries: Tensor,
+        keys: Tensor,
+        line: Tensor | None,
+        function: Weights,
+        lengths: SequenceLengths,
+        p: float,
+    ) -> Tensor:
+        ctx.save_for_backward(values, queries, keys, line)
+        ctx.function, ctx.lengths, ctx.p = function, lengths, p
+        ctx.seeds = []
+        out = torch.empty_like(values) if lengths.full else torch.zeros_like(values)
+        for block in _blocks(lengths):
+            weights = function(block.scores(queries, keys, line), block.lengths)
+            if p:
+                ctx.seeds.append(draw_seed())
+                weights = drop_by_seed(weights, p, ctx.seeds[-1])
+            weights = weights.to(values.dtype).transpose(1, 2)
+            block.of_queries(out).copy_(torch.bmm(block.of_keys(values), weights).flip(2))
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        values, queries, keys, line = ctx.saved_tensors
+        wide = torch.promote_types(values.dtype, torch.float32)
+        grad_values, grad_keys = (torch.zeros_like(x, dtype=wide) for x in (values, keys))
+        grad_queries = torch.zeros_like(queries)
+        grad_line = None if line is None else torch.zeros_like(line, dtype=wide)
+        for index, block in enumerate(_blocks(ctx.lengths)):
+            scores = block.scores(queries, keys, line).requires_grad_()
+            with torch.enable_grad():
+                weights = ctx.function(scores, block.lengths)
+            incoming = block.of_queries(grad).flip(2)
+            grad_weights = torch.bmm(incoming.transpose(1, 2), block.of_keys(values))
+            grad_weights = grad_weights.to(weights.dtype)
+            used = weights.detach()
+            if ctx.p:
+                used, grad_weights = (
+                    drop_by_seed(x, ctx.p, ctx.seeds[index]) for x in (used, grad_weights)
+                )
+            _add_product(block.of_keys(grad_values), incoming, used.to(values.dtype))
+            (grad_scores,) = torch.autograd.grad(weights, scores, grad_weights)
+            product = torch.bmm(block.of_keys(keys), grad_scores.transpose(1, 2))
+            block.of_queries(grad_queries).copy_(product.flip(2))
+            _add_product(block.of_keys(grad_keys), block.of_queries(queries).flip(2), grad_scores)
+            if grad_line is not None:
+                block.of_line(grad_line).add_(_sum_of_diagonals(grad_scores, wide))
+        if grad_line is not None:
+            grad_line = grad_line.to(line.dtype)
+        return (
+            grad_values.to(values.dtype),
+            grad_queries,
+            grad_keys.to(keys.dtype),
+            grad_line,
+            *(None,) * 3,
+        )
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """Add a batch's products to a total in float32 or wider."""
+    if total.dtype == a.dtype:
+        total.baddbmm_(a, b)
+    else:
+        total.add_(torch.bmm(a, b))
+
+
+def _sum_of_diagonals(pairs: Tensor, dtype: torch.dtype) -> Tensor:
+    """Sum (batch, rows, columns) over the batch and each j + i: (rows + columns - 1,)."""
+    _, rows, columns = pairs.shape
+    total = pairs[0].to(dtype) if len(pairs) == 1 else pairs.sum(0, dtype=dtype)
+    # each row begins one further to the right, so that a diagonal is a column
+    width = rows + columns
+    shifted = total.new_zeros(rows, width)
+    shifted.as_strided((rows, columns), (width + 1, 1)).copy_(total)
+    return shifted.sum(0)[:-1]
