@@ -73,7 +73,8 @@ def flags(model: str, dataset: str, recipe: Recipe, attention: str = DEFAULT) ->
         named["encoder-layers"] = recipe.layers
     if model == "mega":
         named |= {"norm-type": recipe.norm, "n-dim": 16, "chunk-size": -1}
-        named["attention-activation-fn"] = recipe.attention
+        if attention == DEFAULT:
+            named["attention-activation-fn"] = recipe.attention
     arguments = [part for key, value in named.items() for part in (f"--{key}", f"{value}")]
     if data.pixels:
         arguments += ["--pixel-normalization", *map(str, data.pixels)]
