@@ -21,7 +21,7 @@ PEERS: dict[str, tuple[str, Callable[[int, int, int], nn.Module]]] = {
     "linformer": (
         "linformer",
         lambda dim, heads, length: _of("linformer", "LinformerSelfAttention")(
-            dim, length, k=256, heads=heads, share_kv=True
+            dim, length, k=256, heads=heads, share_kv=False
         ),
     ),
     "nystrom": (
