@@ -27,6 +27,10 @@ OPERATIONS = 1_000_000
 DEPTH = 12
 # pickles before the storages in a file of torch's older form
 LEGACY_PICKLES = 5
+# most symbols of a text or pixels of an image
+LARGEST_INPUT = 1 << 28
+# what makes symbols of a text; the last: it consists of them
+TOKENIZERS = ("bytes", "sentencepiece", "symbols")
 METERS = ("AverageMeter", "StopwatchMeter", "TimeMeter")
 
 
@@ -275,6 +279,23 @@ def _are_meters(meters: object) -> bool:
     return isinstance(meters, list | tuple) and all(map(whole, meters))
 
 
+def _is_size(value: object) -> bool:
+    return type(value) is int and 0 < value <= LARGEST_INPUT
+
+
+# what inputs from elsewhere are encoded by
+_INPUT: dict[str, Callable[[object], bool]] = {
+    "documents": lambda value: type(value) is int and value in (1, 2),
+    "tokenizer": lambda value: value is None or value in TOKENIZERS,
+    "cut": lambda value: value is None or _is_size(value),
+    "pixels": lambda value: value is None or _is_size(value),
+    "image_size": lambda value: (
+        isinstance(value, list) and len(value) == 2 and all(map(_is_size, value))
+    ),
+    "files": lambda value: type(value) is bool,
+}
+
+
 def _task(task: dict) -> dict:
     for key in ("symbols", "classes"):
         names = task.get(key, [])
@@ -284,6 +305,9 @@ def _task(task: dict) -> dict:
         numbers = task.get(key, [])
         if not isinstance(numbers, list) or not all(map(_is_number, numbers)):
             raise _Refused(f"{key} holds no numbers")
+    for key, fits in _INPUT.items():
+        if key in task and not fits(task[key]):
+            raise _Refused(f"{key} is {task[key]!r}"[:100])
     return task
 
 

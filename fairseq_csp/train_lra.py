@@ -489,11 +489,33 @@ def evaluate(data: Path, run: Path, batch_size: str, cpu: bool, *, user_dir: str
     best = run / "checkpoint_best.pt"
     if not best.exists():
         raise UserError(f"{best} is not there: the training validated no checkpoint")
+    status, numbers = tested(data, best, batch_size, cpu, user_dir=user_dir)
+    if not status:
+        _write_result(run, {"exit_status": 0, "checkpoint": best.name, **numbers})
+    return status
+
+
+def tested(
+    data: Path, checkpoint: Path, batch_size: str, cpu: bool, *, user_dir: str = USER_DIR
+) -> tuple[int, dict[str, Any]]:
+    """Test a checkpoint through fairseq-validate.
+
+    Args:
+        data: directory of the prepared data.
+        checkpoint: its path.
+        batch_size: examples of a batch.
+        cpu: leave GPUs alone.
+        user_dir: the user directory that it was trained with.
+
+    Returns:
+        The exit status of fairseq-validate, and where it is 0 ``loss`` in bits, ``accuracy`` in
+        percent and the number of ``examples``.
+    """
     command = [
         _tool("fairseq-validate"),
         str(data),
         *("--user-dir", user_dir),
-        *("--path", str(best)),
+        *("--path", str(checkpoint)),
         *("--valid-subset", "test"),
         *("--batch-size", batch_size),
         *("--log-format", "json"),
@@ -506,17 +528,13 @@ def evaluate(data: Path, run: Path, batch_size: str, cpu: bool, *, user_dir: str
     results = re.findall(r"^.*\| INFO \| test \| (\{.*\})$", log, flags=re.MULTILINE)
     if answer.returncode or not results:
         sys.stderr.write(log)
-        return answer.returncode or 1
+        return answer.returncode or 1, {}
     numbers = json.loads(results[-1])
-    result = {
-        "exit_status": 0,
-        "checkpoint": best.name,
+    return 0, {
         "loss": float(numbers["test_loss"]),
         "accuracy": float(numbers["test_accuracy"]),
         "examples": round(float(numbers["test_bsz"])),
     }
-    _write_result(run, result)
-    return 0
 
 
 def _write_result(run: Path, result: dict) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -316,13 +317,27 @@ def write_tree(
 
 def _decode(shape: tuple[int, int, int], named: tuple[str, str, bytes]) -> tuple[str, np.ndarray]:
     name, where, content = named
-    image = read_image(io.BytesIO(content), where, formats=FORMATS)
+    return name, decode(io.BytesIO(content), where, shape)
+
+
+def decode(file: BinaryIO, where: str, shape: tuple[int, int, int]) -> np.ndarray:
+    """Decode an image, uint8 (height, width, channels).
+
+    Args:
+        file: its content.
+        where: how to call it in a message.
+        shape: height, width and channels that it must have; a grey one among colours is taken as
+            such.
+
+    Raises:
+        UserError: it is damaged or of another size.
+    """
+    image = read_image(file, where, formats=FORMATS)
     if image.size != (shape[1], shape[0]):
         raise UserError(
             f"{where} has {image.width} x {image.height} pixels, expected {shape[1]} x {shape[0]}"
         )
-    pixels = np.asarray(image.convert("L" if shape[2] == 1 else "RGB"))
-    return name, pixels.reshape(shape)
+    return np.asarray(image.convert("L" if shape[2] == 1 else "RGB")).reshape(shape)
 
 
 def gratings(

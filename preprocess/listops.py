@@ -147,7 +147,6 @@ def read_release(
     Raises:
         UserError: a file is missing or a line is not an expression and its label.
     """
-    codes = {symbol: code for code, symbol in enumerate(SYMBOLS)}
     with _writer(directory, dictionaries) as writer:
         files = release.files(
             lambda name: _RELEASE_FILES.get(PurePosixPath(name).name), "basic_{train,val,test}.tsv"
@@ -163,8 +162,7 @@ def read_release(
                         raise UserError(f"{where}, line 1: expected the header Source TAB Target")
                     continue
                 try:
-                    symbols = source.replace("(", " ").replace(")", " ").split()
-                    value = evaluate_symbols(symbols)
+                    codes, value = encode(source)
                     if target != str(value):
                         raise ValueError(f"its value is {value}, its label {target!r}")
                 except ValueError as error:
@@ -172,10 +170,19 @@ def read_release(
                         f"{where}, line {number}: not a ListOps expression, TAB and the digit that "
                         f"it evaluates to: {error}"
                     ) from error
-                writer.add(
-                    split, value, np.array([codes[symbol] for symbol in symbols], dtype=np.uint8)
-                )
+                writer.add(split, value, codes)
         return writer.finish()
+
+
+def encode(text: str) -> tuple[np.ndarray, int]:
+    """Return the codes uint8 (length,) of an expression and the digit that it evaluates to.
+
+    Raises:
+        ValueError: it is no expression; the message says why.
+    """
+    symbols = text.replace("(", " ").replace(")", " ").split()
+    value = evaluate_symbols(symbols)
+    return np.array([_CODES[symbol] for symbol in symbols], dtype=np.uint8), value
 
 
 def evaluate_symbols(symbols: Sequence[str]) -> int:
@@ -216,6 +223,7 @@ def _median(values: list[int]) -> int:
     return (ordered[(len(values) - 1) // 2] + ordered[len(values) // 2]) // 2
 
 
+_CODES = {symbol: code for code, symbol in enumerate(SYMBOLS)}
 _DIGIT_VALUES = {digit: value for value, digit in enumerate(DIGITS)}
 _OPERATIONS = {
     "[MIN": min,

@@ -109,7 +109,7 @@ class TextDatasetWriter:
             used = [self._symbols[code] for code in np.flatnonzero(self._counts)]
             _check_holds(dictionary, used, self._given_from)
         dictionary = dictionary or _dictionary(self._symbols, self._counts)
-        ids = _ids(dictionary, self._symbols)
+        ids = ids_of(dictionary, self._symbols)
         for side in self._inputs:
             self._save_dictionary(dictionary, f"{side}-bin")
             for split in SPLITS:
@@ -123,7 +123,7 @@ class TextDatasetWriter:
         label_dictionary = label_dictionary or _dictionary(
             self._label_names, classes, keep_unseen=True
         )
-        label_ids = _ids(label_dictionary, self._label_names)
+        label_ids = ids_of(label_dictionary, self._label_names)
         self._save_dictionary(label_dictionary, LABEL_DIRECTORY)
         for split in SPLITS:
             with _TokenFile(self._directory / LABEL_DIRECTORY / split, label_dictionary) as file:
@@ -208,6 +208,6 @@ def _check_holds(dictionary: Dictionary, symbols: Sequence[str], path: Path) -> 
         raise UserError(f"{path}: this dictionary lacks {missing[0]!r}; it is of another data set")
 
 
-def _ids(dictionary: Dictionary, symbols: Sequence[str]) -> np.ndarray:
+def ids_of(dictionary: Dictionary, symbols: Sequence[str]) -> np.ndarray:
     """Return the dictionary id of every code; those that train lacks become unknown."""
     return np.array([dictionary.index(symbol) for symbol in symbols], dtype=np.int64)

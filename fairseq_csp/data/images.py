@@ -113,6 +113,24 @@ def read_image(file: object, where: str, channels: int) -> Image.Image:
         ) from error
 
 
+def normalised(images: Sequence[np.ndarray], mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Return images as a model takes them, float32 (images, channels, height, width).
+
+    Args:
+        images: each uint8 (height, width, channels).
+        mean: of each channel, taken from the pixels in [0, 1].
+        std: what they are divided by then.
+    """
+    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
+    return (
+        pixels.to(torch.float32, memory_format=torch.contiguous_format)
+        .div_(255)
+        .sub_(mean)
+        .div_(std)
+    )
+
+
 class ImageDataset(FairseqDataset):
     """Images of a split and their classes, normalised.
 
@@ -149,8 +167,8 @@ class ImageDataset(FairseqDataset):
         self.directory = Path(directory)
         self.splits = split.split("+")
         self.description = Description.read(directory)
-        self.mean = torch.tensor(mean).view(-1, 1, 1)
-        self.std = torch.tensor(std).view(-1, 1, 1)
+        self.mean = mean
+        self.std = std
         self.size_of_image = size
         self.augmentation = augmentation
         self.seed = seed
@@ -227,7 +245,7 @@ class ImageDataset(FairseqDataset):
         """Return a batch: images float32 (batch, channels, height, width), classes and counts."""
         if not samples:
             return {}
-        images = self._normalised([sample["image"] for sample in samples])
+        images = normalised([sample["image"] for sample in samples], self.mean, self.std)
         batch = {
             "id": torch.tensor([sample["id"] for sample in samples]),
             "target": torch.tensor([sample["class"] for sample in samples]),
@@ -235,21 +253,12 @@ class ImageDataset(FairseqDataset):
             "ntokens": len(samples) * self.tokens,
         }
         if "weight" in samples[0]:
-            others = self._normalised([sample["other image"] for sample in samples])
+            others = normalised([sample["other image"] for sample in samples], self.mean, self.std)
             weights = torch.tensor([sample["weight"] for sample in samples], dtype=torch.float32)
             images = torch.lerp(others, images, weights.view(-1, 1, 1, 1))
             batch["other_target"] = torch.tensor([sample["other class"] for sample in samples])
             batch["weight"] = weights
         return batch | {"net_input": {"images": images}}
-
-    def _normalised(self, images: list[np.ndarray]) -> Tensor:
-        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-        return (
-            pixels.to(torch.float32, memory_format=torch.contiguous_format)
-            .div_(255)
-            .sub_(self.mean)
-            .div_(self.std)
-        )
 
     def set_epoch(self, epoch: int) -> None:
         """Take the augmentation and the order of an epoch, from 1."""

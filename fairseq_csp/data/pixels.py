@@ -47,8 +47,7 @@ class PixelDataset(FairseqDataset):
         self.sizes = np.full(len(self._pixels), self._pixels.shape[1], dtype=np.int64)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        pixels = torch.from_numpy(self._pixels[index].astype(np.float32))
-        return pixels.div_(255).sub_(self._mean).div_(self._std)
+        return normalised(self._pixels[index], self._mean, self._std)
 
     def __len__(self) -> int:
         return len(self._pixels)
@@ -64,6 +63,17 @@ class PixelDataset(FairseqDataset):
     def size(self, index: int) -> int:
         """Return the number of pixels of an image."""
         return int(self.sizes[index])
+
+
+def normalised(pixels: np.ndarray, mean: float, std: float) -> torch.Tensor:
+    """Return the pixels of an image as a model takes them, float32 (pixels,).
+
+    Args:
+        pixels: uint8 (pixels,).
+        mean: subtracted from the pixels, which lie in [0, 1].
+        std: what they are divided by then.
+    """
+    return torch.from_numpy(pixels.astype(np.float32)).div_(255).sub_(mean).div_(std)
 
 
 class ArrayFile:

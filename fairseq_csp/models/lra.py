@@ -28,6 +28,7 @@ from fairseq_csp.models.config import (
     renew_flags,
 )
 from fairseq_csp.models.family import FAMILY_REGISTRY, Family, attention_of, family
+from fairseq_csp.models.hub import FromPretrained
 from fairseq_csp.models.length_buckets import length_buckets
 from fairseq_csp.models.loading import CheckpointLoading
 from fairseq_csp.models.tpu import take_back_tpu
@@ -79,7 +80,7 @@ class LRAEncoder(nn.Module):
 
 
 @register_model("lra", dataclass=config_class())
-class LRAModel(CheckpointLoading, BaseFairseqModel):
+class LRAModel(FromPretrained, CheckpointLoading, BaseFairseqModel):
     """``classifier(rep(src))``, or ``classifier(rep(src1), rep(src))`` for two documents.
 
     Args:

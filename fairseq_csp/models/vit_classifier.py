@@ -11,6 +11,7 @@ from fairseq.tasks import FairseqTask
 from omegaconf import DictConfig
 
 from fairseq_csp.models.config import attention_flags, plain_config, renew_flags
+from fairseq_csp.models.hub import FromPretrained
 from fairseq_csp.models.tpu import take_back_tpu
 from fairseq_csp.models.vit import (
     ARCHITECTURES,
@@ -61,7 +62,7 @@ def _config_class() -> type[ViTClassifierConfig]:
 
 
 @register_model("vit", dataclass=_config_class())
-class ViTClassifier(ViTModel, BaseFairseqModel):
+class ViTClassifier(FromPretrained, ViTModel, BaseFairseqModel):
     """:class:`fairseq_csp.models.vit.ViTModel` with what fairseq expects of a model."""
 
     @classmethod

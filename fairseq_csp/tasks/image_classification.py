@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
@@ -15,7 +16,7 @@ from fairseq_csp.data.augmentation import CROP, NONE, RESIZED_CROP, STRONGEST, A
 from fairseq_csp.data.images import Description, ImageDataset, open_images
 from fairseq_csp.errors import UserError
 from fairseq_csp.models.vit import pair
-from fairseq_csp.tasks.lra import LRATask, LRATaskConfig
+from fairseq_csp.tasks.lra import LRATask, LRATaskConfig, kept_value
 
 logger = logging.getLogger(__name__)
 AUGMENTATIONS = ChoiceEnum([CROP, RESIZED_CROP, NONE])
@@ -62,24 +63,31 @@ class ImageClassificationTask(LRATask):
 
     Args:
         cfg: the task's configuration.
+        kept: what a checkpoint keeps of the task, in the place of the data directory.
 
     Attributes:
         image_size: height and width of an image.
+        files: whether images are files, which are brought to that size.
 
     Raises:
         UserError: the data are not there or damaged, or a flag does not fit them.
     """
 
-    def __init__(self, cfg: ImageClassificationConfig) -> None:
-        super().__init__(cfg)
-        self.description = Description.read(cfg.data)
+    def __init__(
+        self, cfg: ImageClassificationConfig, kept: Mapping[str, object] | None = None
+    ) -> None:
+        super().__init__(cfg, kept)
+        self.description = Description.read(cfg.data) if kept is None else _description(kept)
+        self.files = self.description.root is not None
         self.num_classes = len(self.description.classes)
         self.mean = self._by_channel("--pixel-mean", cfg.pixel_mean, self.description.mean)
         self.std = self._by_channel("--pixel-std", cfg.pixel_std, self.description.std)
         if min(self.std) <= 0:
             raise UserError(f"--pixel-std is {_listed(self.std)}; each must be above zero")
         self._tokens = 1
-        if self.description.root is None:
+        if kept is not None:
+            self.image_size = tuple(kept_value(kept, "image_size"))
+        elif not self.files:
             # any split tells it: not all of them are everywhere
             self.image_size = self._size_of_pixels()
         else:
@@ -107,7 +115,7 @@ class ImageClassificationTask(LRATask):
 
     def _augmentation(self) -> Augmentation:
         cfg = self.cfg
-        kind = cfg.augmentation or (RESIZED_CROP if self.description.root else CROP)
+        kind = cfg.augmentation or (RESIZED_CROP if self.files else CROP)
         operations, magnitude = 0, 0
         if cfg.rand_augment is not None:
             numbers = _numbers("--rand-augment", cfg.rand_augment, int)
@@ -127,6 +135,21 @@ class ImageClassificationTask(LRATask):
     ) -> "ImageClassificationTask":
         """Return the task."""
         return cls(cfg)
+
+    @classmethod
+    def from_checkpoint(
+        cls, cfg: ImageClassificationConfig, kept: Mapping[str, object]
+    ) -> "ImageClassificationTask":
+        """Make the task without its data, for images from elsewhere.
+
+        Args:
+            cfg: the task's configuration, of which the data directory is not used.
+            kept: what the checkpoint keeps of the task.
+
+        Raises:
+            UserError: it keeps too little.
+        """
+        return cls(cfg, kept)
 
     def build_model(self, cfg: FairseqDataclass, from_checkpoint: bool = False) -> BaseFairseqModel:
         """Build the model; what its flags leave open is as the data have it.
@@ -207,12 +230,14 @@ class ImageClassificationTask(LRATask):
         iterator.reuse_dataloader = iterator.persistent_workers = False
         return iterator
 
-    def state_dict(self) -> dict:
-        """Return what a checkpoint keeps of the task: classes and normalisation."""
-        return super().state_dict() | {
+    def input_state(self) -> dict[str, object]:
+        """Return the names of the classes, the normalisation, and what an image's size is."""
+        return {
             "classes": list(self.description.classes),
             "pixel_mean": list(self.mean),
             "pixel_std": list(self.std),
+            "image_size": list(self.image_size),
+            "files": self.files,
         }
 
     def load_state_dict(self, state_dict: dict) -> None:
@@ -241,6 +266,12 @@ class ImageClassificationTask(LRATask):
                     f"run has {_listed(own)}: give it that flag"
                 )
             setattr(self, name, recorded)
+
+
+def _description(kept: Mapping[str, object]) -> Description:
+    """Return what a checkpoint keeps of the description of its data."""
+    values = (tuple(kept_value(kept, key)) for key in ("classes", "pixel_mean", "pixel_std"))
+    return Description(*values, root="." if kept_value(kept, "files") else None)
 
 
 def _numbers(flag: str, given: Any, kind: type) -> tuple:

@@ -7,7 +7,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -52,6 +52,11 @@ class LRATaskConfig(FairseqDataclass):
 class LRATask(FairseqTask):
     """Classify sequences.
 
+    Args:
+        cfg: the task's configuration.
+        kept: what a checkpoint keeps of the task, in the place of the data directory; None: the
+            directory is read.
+
     Attributes:
         documents: how many documents an example has, 1 or 2.
         num_classes: classes that the data has.
@@ -63,9 +68,9 @@ class LRATask(FairseqTask):
     documents = 1
     num_classes = 0
 
-    def __init__(self, cfg: LRATaskConfig) -> None:
+    def __init__(self, cfg: LRATaskConfig, kept: Mapping[str, object] | None = None) -> None:
         super().__init__(cfg)
-        if not os.path.isdir(cfg.data):
+        if kept is None and not os.path.isdir(cfg.data):
             raise UserError(
                 f"{cfg.data} is no directory: `python -m preprocess --help` tells how to prepare "
                 "data"
@@ -74,11 +79,28 @@ class LRATask(FairseqTask):
         self._outlining = False
         self._prints: dict[str, dict] = {}
         self._expected: tuple[str, dict] | None = None
-        if _is_limited(cfg.data):
+        if kept is None and _is_limited(cfg.data):
             logger.warning(
                 f"{cfg.data} is a limited or synthetic set (its summary.json says so): accuracies "
                 "on it cannot be compared with published ones"
             )
+
+    @classmethod
+    def from_checkpoint(cls, cfg: LRATaskConfig, kept: Mapping[str, object]) -> "LRATask":
+        """Make the task without its data, for inputs from elsewhere.
+
+        Args:
+            cfg: the task's configuration, of which the data directory is not used.
+            kept: what the checkpoint keeps of the task.
+
+        Raises:
+            UserError: it keeps too little.
+        """
+        raise UserError(f"a checkpoint does not keep what {cls.__name__} needs of its data")
+
+    def input_state(self) -> dict[str, object]:
+        """Return what inputs from elsewhere are encoded by, and the names of the classes."""
+        return {}
 
     def build_model(self, cfg: FairseqDataclass, from_checkpoint: bool = False) -> BaseFairseqModel:
         """Build the model.
@@ -219,6 +241,7 @@ class LRATask(FairseqTask):
             **super().state_dict(),
             "data": dict(self._prints),
             "early_stopping": early_stopping.state(),
+            **self.input_state(),
         }
 
     def load_state_dict(self, state_dict: dict) -> None:
@@ -364,6 +387,20 @@ def fingerprint(
     for index in np.linspace(0, len(sizes) - 1, 64).astype(int):
         found.update(content(int(index)))
     return {"examples": len(sizes), "sha256": found.hexdigest()}
+
+
+def kept_value(kept: Mapping[str, object], key: str) -> object:
+    """Return a value that a checkpoint keeps of its task.
+
+    Raises:
+        UserError: it does not.
+    """
+    if key not in kept:
+        raise UserError(
+            f"the checkpoint does not tell its {key.replace('_', ' ')}, as earlier and published "
+            "ones do not: name the directory of the data that it was trained with (--data)"
+        )
+    return kept[key]
 
 
 def available_memory() -> float:

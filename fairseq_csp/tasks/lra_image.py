@@ -3,6 +3,7 @@
 import logging
 import math
 from argparse import ArgumentParser
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Optional
 
@@ -11,7 +12,7 @@ from fairseq.tasks import register_task
 
 from fairseq_csp.data.pixels import PixelDataset, load_labels, pixels_of_an_image
 from fairseq_csp.errors import UserError
-from fairseq_csp.tasks.lra import LRATask, LRATaskConfig
+from fairseq_csp.tasks.lra import LRATask, LRATaskConfig, kept_value
 
 logger = logging.getLogger(__name__)
 
@@ -37,13 +38,15 @@ class LRAImageTask(LRATask):
 
     Args:
         cfg: the task's configuration.
+        kept: what a checkpoint keeps of the task, in the place of the data directory.
 
     Raises:
         UserError: the normalisation is not a mean and a positive standard deviation.
     """
 
-    def __init__(self, cfg: LRAImageConfig) -> None:
-        super().__init__(cfg)
+    def __init__(self, cfg: LRAImageConfig, kept: Mapping[str, object] | None = None) -> None:
+        super().__init__(cfg, kept)
+        self._pixels = None if kept is None else kept_value(kept, "pixels")
         normalization = tuple(cfg.pixel_normalization or NORMALIZATION)
         finite = all(map(math.isfinite, normalization))
         if len(normalization) != 2 or not finite or not normalization[1] > 0:
@@ -70,6 +73,30 @@ class LRAImageTask(LRATask):
         """Return the task."""
         return cls(cfg)
 
+    @classmethod
+    def from_checkpoint(cls, cfg: LRAImageConfig, kept: Mapping[str, object]) -> "LRAImageTask":
+        """Make the task without its data, for images from elsewhere.
+
+        Args:
+            cfg: the task's configuration, of which the data directory is not used.
+            kept: what the checkpoint keeps of the task.
+
+        Raises:
+            UserError: it keeps too little.
+        """
+        return cls(cfg, kept)
+
+    def input_state(self) -> dict[str, object]:
+        """Return the pixels of an image.
+
+        Raises:
+            UserError: the data are damaged.
+        """
+        # not all splits are everywhere
+        for split in ("train", "valid", "test"):
+            self._pixels = self._pixels or pixels_of_an_image(self.cfg.data, split)
+        return {"pixels": self._pixels}
+
     def load_dataset(self, split: str, combine: bool = False, **kwargs: object) -> None:
         """Load a split: ``train``, ``valid`` or ``test``.
 
@@ -77,7 +104,7 @@ class LRAImageTask(LRATask):
             UserError: it is not there or damaged, or the flags do not fit its images or labels.
         """
         images = PixelDataset(self.cfg.data, split, mean=self.mean, std=self.std)
-        pixels = int(images.sizes[0])
+        self._pixels = pixels = int(images.sizes[0])
         if pixels > self.cfg.max_positions:
             raise UserError(
                 f"{self.cfg.data}: an image has {pixels:,} pixels, more than --max-positions "

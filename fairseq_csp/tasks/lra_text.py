@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,10 +16,12 @@ from fairseq.data import (
 )
 from fairseq.tasks import register_task
 
+from fairseq_csp.checkpoints import TOKENIZERS
+from fairseq_csp.data.summary import read_summary
 from fairseq_csp.data.tokens import load_dictionary, load_tokens
 from fairseq_csp.errors import UserError
 from fairseq_csp.models.config import POOLINGS
-from fairseq_csp.tasks.lra import LRATask, LRATaskConfig
+from fairseq_csp.tasks.lra import LRATask, LRATaskConfig, kept_value
 
 logger = logging.getLogger(__name__)
 
@@ -44,16 +47,31 @@ class LRATextTask(LRATask):
         cfg: the task's configuration.
         dictionary: symbols of the source.
         label_dictionary: the classes.
+        kept: what a checkpoint keeps of the task, in the place of the data directory.
+
+    Attributes:
+        tokenizer: what made symbols of a text: ``bytes``, ``sentencepiece``, or ``symbols`` (it
+            consists of them); None where the data do not tell, as published ones.
+        cut: symbols of a text that were kept, before EOS; None: all, or the data do not tell.
     """
 
     def __init__(
-        self, cfg: LRATextConfig, dictionary: Dictionary, label_dictionary: Dictionary
+        self,
+        cfg: LRATextConfig,
+        dictionary: Dictionary,
+        label_dictionary: Dictionary,
+        kept: Mapping[str, object] | None = None,
     ) -> None:
-        super().__init__(cfg)
+        super().__init__(cfg, kept)
         self.dictionary = dictionary
         self.label_dictionary = label_dictionary
         self.cls = dictionary.add_symbol("<CLS>")
-        self.documents = 2 if os.path.isdir(os.path.join(cfg.data, "src1-bin")) else 1
+        if kept is None:
+            self.documents = 2 if os.path.isdir(os.path.join(cfg.data, "src1-bin")) else 1
+            self.tokenizer, self.cut = _preparation(cfg.data)
+        else:
+            self.documents = kept_value(kept, "documents")
+            self.tokenizer, self.cut = kept_value(kept, "tokenizer"), kept_value(kept, "cut")
         # without the fill that pads the dictionary's size
         named = label_dictionary.symbols[label_dictionary.nspecial :]
         self.num_classes = sum(not symbol.startswith("madeupword") for symbol in named)
@@ -81,6 +99,20 @@ class LRATextTask(LRATask):
             f"{task.documents} document(s) an example"
         )
         return task
+
+    @classmethod
+    def from_checkpoint(cls, cfg: LRATextConfig, kept: Mapping[str, object]) -> "LRATextTask":
+        """Make the task without its data, for texts from elsewhere.
+
+        Args:
+            cfg: the task's configuration, of which the data directory is not used.
+            kept: what the checkpoint keeps of the task.
+
+        Raises:
+            UserError: it keeps too little.
+        """
+        names = (kept_value(kept, key) for key in ("symbols", "classes"))
+        return cls(cfg, *map(_dictionary, names), kept)
 
     def load_dataset(self, split: str, combine: bool = False, **kwargs: object) -> None:
         """Load a split: ``train``, ``valid`` or ``test``.
@@ -118,12 +150,14 @@ class LRATextTask(LRATask):
         classes = np.fromiter((int(label[0]) for label in labels), np.int64, len(labels))
         return classes - self.label_dictionary.nspecial
 
-    def state_dict(self) -> dict:
-        """Return what a checkpoint keeps of the task, the symbols and classes among it."""
+    def input_state(self) -> dict[str, object]:
+        """Return symbols and classes, documents of an example, and what a text was made of."""
         return {
-            **super().state_dict(),
             "symbols": list(self.dictionary.symbols),
             "classes": list(self.label_dictionary.symbols),
+            "documents": self.documents,
+            "tokenizer": self.tokenizer,
+            "cut": self.cut,
         }
 
     def load_state_dict(self, state_dict: dict) -> None:
@@ -145,13 +179,27 @@ class LRATextTask(LRATask):
                     )
 
     def _source(self, part: str, split: str) -> tuple[FairseqDataset, FairseqDataset, np.ndarray]:
-        source = load_tokens(os.path.join(self.cfg.data, part, split), self.dictionary)
+        path = os.path.join(self.cfg.data, part, split)
+        return self.inputs(load_tokens(path, self.dictionary), f"{part}/{split}")
+
+    def inputs(
+        self, source: FairseqDataset, where: str
+    ) -> tuple[FairseqDataset, FairseqDataset, np.ndarray]:
+        """Make of sequences of symbols what the model takes.
+
+        Args:
+            source: the sequences, each ended by EOS.
+            where: how to call them in a warning.
+
+        Returns:
+            The sequences, batches of which are padded; their lengths; and these as (examples,).
+        """
         if str(self.cfg.sen_rep_type) == "cls":
             source = PrependTokenDataset(source, self.cls)
         longer = int((np.asarray(source.sizes) > self.cfg.max_positions).sum())
         if longer:
             logger.warning(
-                f"{longer:,} of {len(source):,} examples in {part}/{split} are longer than "
+                f"{longer:,} of {len(source):,} examples in {where} are longer than "
                 f"--max-positions {self.cfg.max_positions} and are cut to it"
             )
             source = TruncateDataset(source, self.cfg.max_positions)
@@ -167,3 +215,29 @@ class LRATextTask(LRATask):
     def target_dictionary(self) -> Dictionary:
         """The classes, behind the special symbols."""
         return self.label_dictionary
+
+
+def _preparation(data: str) -> tuple[str | None, int | None]:
+    """Return the tokenizer of a prepared set, and how many symbols of a text were kept."""
+    options = (read_summary(data) or {}).get("options")
+    if not isinstance(options, dict):
+        return None, None
+    tokenizer, cut = options.get("tokenizer", "symbols"), options.get("cut")
+    return (
+        tokenizer if tokenizer in TOKENIZERS else None,
+        cut if type(cut) is int and cut > 0 else None,
+    )
+
+
+def _dictionary(names: list[str]) -> Dictionary:
+    """Return the dictionary of these names, in their order.
+
+    Raises:
+        UserError: they are not those of a dictionary.
+    """
+    dictionary = Dictionary()
+    for name in names[dictionary.nspecial :]:
+        dictionary.add_symbol(name)
+    if dictionary.symbols != names:
+        raise UserError("the checkpoint's symbols or classes are not those of a dictionary")
+    return dictionary
