@@ -394,5 +394,7 @@ def _open(path: str) -> BinaryIO:
         return open_file(path)
     except OSError as error:
         raise UserError(f"{path[:300]} cannot be read ({error.strerror})") from None
+    except UserError:
+        raise
     except ValueError as error:
         raise UserError(f"{path[:_SHOWN]!r} is no path ({error})") from None

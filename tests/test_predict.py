@@ -6,6 +6,7 @@ with the accuracy of fairseq-validate.
 """
 
 import json
+import logging
 import re
 import subprocess
 import sys
@@ -121,7 +122,12 @@ def kind(request, tmp_path_factory):
 
 def printed(capsys, *arguments):
     capsys.readouterr()
-    assert predict.main([str(argument) for argument in arguments]) == 0
+    # fairseq's commands, which were called in this process, have their logs go to stdout
+    logging.disable()
+    try:
+        assert predict.main([str(argument) for argument in arguments]) == 0
+    finally:
+        logging.disable(logging.NOTSET)
     return capsys.readouterr().out.splitlines()
 
 
