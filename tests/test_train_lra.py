@@ -252,6 +252,8 @@ def test_each_stage_starts_from_the_one_before(tmp_path, dataset):
     for before, command in zip([None, *earlier], commands.values(), strict=True):
         start = train_lra._last(command, "--finetune-from-model")
         assert start == (str(before / "checkpoint_best.pt") if before else None)
+        updates = int(train_lra._last(command, "--max-update"))
+        assert int(train_lra._last(command, "--save-interval-updates")) == updates // 10
 
 
 def test_files_where_it_is_called_are_not_run(tmp_path):

@@ -64,7 +64,8 @@ def flags(model: str, dataset: str, recipe: Recipe, attention: str = DEFAULT) ->
         "batch-size": recipe.batch,
         "update-freq": recipe.accumulate,
         "best-checkpoint-metric": "accuracy",
-        "save-interval-updates": EXAMPLES_A_CHECKPOINT // (recipe.batch * recipe.accumulate),
+        "save-interval-updates": recipe.save_interval
+        or EXAMPLES_A_CHECKPOINT // (recipe.batch * recipe.accumulate),
         "keep-interval-updates": 1,
     }
     if attention != DEFAULT:

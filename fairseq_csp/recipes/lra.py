@@ -236,6 +236,8 @@ def laptop(model: str, dataset: str) -> tuple[Stage, ...]:
             **{"dropout": 0, "accumulate": 1, "power": 1, "warmup": 200, **stage["recipe"]},
             flags=stage.get("flags", ()),
             bfloat16=True,
+            # a laptop is switched off more often than a server
+            save_interval=stage["recipe"]["updates"] // 10,
         )
         data = stage.get("data", stage["name"] if preparation else "")
         found.append(Stage(name=stage["name"], recipe=recipe, data=data, preparation=preparation))

@@ -24,6 +24,7 @@ class Recipe:
         decay: update at which the learning rate would reach 0.
         warmup: updates of the warm-up.
         power: of the warm-up.
+        save_interval: updates between checkpoints; None: those of 64,000 examples.
         flags: further flags of fairseq-train.
         bfloat16: compute in bfloat16 where the processor has instructions for it.
     """
@@ -41,6 +42,7 @@ class Recipe:
     decay: int
     warmup: int
     power: int = 1
+    save_interval: int | None = None
     flags: tuple[str, ...] = ()
     bfloat16: bool = False
 
