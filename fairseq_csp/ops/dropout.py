@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from fairseq_csp.ops.kernels import native_serves
+from fairseq_csp.ops.kernels import fused
 
 LEVELS = 1 << 7
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -35,8 +35,8 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
         raise ValueError(f"dropout probability is {p}; it must be between 0 and 1")
     if not training or p == 0:
         return x
-    if native_serves(x):
-        return _NativeDropout.apply(x, p, draw_seed())
+    if fused(x):
+        return _FusedDropout.apply(x, p, draw_seed())
     if x.device.type != "cpu" or torch.compiler.is_compiling() or p * LEVELS > LEVELS - 1:
         return F.dropout(x, p)
     return _Dropout.apply(x, p)
@@ -60,13 +60,13 @@ def drop_by_seed(x: Tensor, p: float, seed: int) -> Tensor:
     Returns:
         The shape and dtype of ``x``.
     """
-    if native_serves(x):
-        return torch.ops.fairseq_csp_native.dropout(x, p, seed)
+    if kernels := fused(x):
+        return kernels.dropout(x, p, seed)
     factors = keep_factors(x.shape, p, seed, x.device)
     return torch.where(factors == 0, 0, x * factors.to(x.dtype))
 
 
-def keep_factors(shape: tuple[int, int, int], p: float, seed: int, device: torch.device) -> Tensor:
+def keep_factors(shape: tuple[int, ...], p: float, seed: int, device: torch.device) -> Tensor:
     """Return by what dropout multiplies each number: the hash of the kernels, bit for bit.
 
     A channel's key and threshold follow from the seed and its row, of 64 positions the first 32
@@ -117,19 +117,19 @@ def _signed(x: int) -> int:
     return x - (1 << 64)
 
 
-class _NativeDropout(torch.autograd.Function):
+class _FusedDropout(torch.autograd.Function):
     """16 bits a number, drawn again in the backward pass: nothing is kept."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, p: float, seed: int) -> Tensor:
         ctx.drawn = p, seed
-        return torch.ops.fairseq_csp_native.dropout(x, p, seed)
+        return drop_by_seed(x, p, seed)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None]:
         grad = grad if grad.stride(2) == 1 else grad.contiguous()
-        return torch.ops.fairseq_csp_native.dropout(grad, *ctx.drawn), None, None
+        return drop_by_seed(grad, *ctx.drawn), None, None
 
 
 class _Dropout(torch.autograd.Function):

@@ -8,6 +8,8 @@ own operators and works everywhere: ``auto`` (the default: native on a CPU, trit
 import logging
 import os
 from functools import lru_cache
+from importlib import import_module
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,31 +45,39 @@ def implementation(device: torch.device) -> str:
         ``native`` or ``triton`` where the operator has such a kernel, else ``reference``.
 
     Raises:
-        UserError: native kernels are asked for, but cannot be built.
+        UserError: kernels are asked for that cannot be built or loaded.
     """
     choice = chosen()
     if device.type == "cpu" and choice in ("auto", "native") and _native(choice):
         return "native"
+    # Triton's interpreter, for tests, works on a CPU
+    on_device = device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
+    if choice == "triton" and on_device and _triton(choice):
+        return "triton"
+    if choice == "auto" and device.type == "cuda" and _triton(choice):
+        return "triton"
     return "reference"
 
 
-def native_serves(*tensors: Tensor) -> bool:
-    """Tell whether the one-pass kernels of ``gates/gates.cpp`` take some tensors.
+def fused(*tensors: Tensor) -> Any | None:
+    """Return the one-pass kernels of ``gates/`` that take some tensors, None where none do.
 
     Args:
         tensors: they must be of one shape (batch, channels, positions) with contiguous positions,
-            and all float32 or all bfloat16.
+            and of one dtype: on a CPU float32 or bfloat16.
+
+    Returns:
+        A namespace of operators, the same names in each.
     """
     first = tensors[0]
-    return (
-        not torch.compiler.is_compiling()
-        and first.dim() == 3
-        and first.dtype in (torch.float32, torch.bfloat16)
-        and all(
-            x.shape == first.shape and x.dtype == first.dtype and x.stride(2) == 1 for x in tensors
-        )
-        and implementation(first.device) == "native"
-    )
+    if torch.compiler.is_compiling() or first.dim() != 3:
+        return None
+    if any(x.shape != first.shape or x.dtype != first.dtype or x.stride(2) != 1 for x in tensors):
+        return None
+    name = implementation(first.device)
+    if name == "native" and first.dtype in (torch.float32, torch.bfloat16):
+        return torch.ops.fairseq_csp_native
+    return torch.ops.fairseq_csp_triton if name == "triton" and first.numel() else None
 
 
 @lru_cache(maxsize=len(CHOICES))
@@ -79,3 +89,16 @@ def _native(choice: str) -> bool:
         raise UserError(f"{VARIABLE} is native, but the kernels cannot be built: {problem}")
     logger.warning("no CPU kernels, PyTorch's own operators instead: %s", problem)
     return False
+
+
+@lru_cache(maxsize=len(CHOICES))
+def _triton(choice: str) -> bool:
+    try:
+        # registers the operators
+        import_module("fairseq_csp.ops.gates.triton_kernels")
+        return True
+    except ImportError as error:
+        if choice == "triton":
+            raise UserError(f"{VARIABLE} is triton, but it cannot be loaded: {error}") from error
+        logger.warning("no Triton, PyTorch's own operators instead: %s", error)
+        return False

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from fairseq_csp.ops.kernels import native_serves
+from fairseq_csp.ops.kernels import fused
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -120,8 +120,8 @@ class _SiluLinear(torch.autograd.Function):
         ctx.save_for_backward(x, weight, *(() if factor is None else (factor,)))
         if factor is None:
             hidden = F.silu(x)
-        elif native_serves(x, factor):
-            hidden = torch.ops.fairseq_csp_native.silu_product(x, factor)
+        elif kernels := fused(x, factor):
+            hidden = kernels.silu_product(x, factor)
         else:
             hidden = F.silu(x).mul_(factor)
         return torch.baddbmm(bias[:, None], _repeat(weight, x), hidden)
@@ -130,7 +130,7 @@ class _SiluLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, *factor = ctx.saved_tensors
-        kernels = torch.ops.fairseq_csp_native if factor and native_serves(x, *factor) else None
+        kernels = fused(x, *factor) if factor else None
         activated = None
         if kernels:
             hidden = kernels.silu_product(x, *factor)

@@ -1,10 +1,15 @@
 """Choosing an implementation of the operators in a test."""
 
+import os
 import shutil
 
 import pytest
 
 from fairseq_csp.ops import native
+
+# Triton's interpreter, which runs its kernels without a GPU, must be chosen before it is imported:
+# tests/ops/test_triton.py starts a process for it
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def use_implementation(name, monkeypatch):

@@ -2,10 +2,10 @@
 
 import pytest
 
-from tests.helpers.kernels import use_implementation
+from tests.helpers.kernels import INTERPRETED, use_implementation
 
 
-@pytest.fixture(params=["native", "reference"])
+@pytest.fixture(params=["triton"] if INTERPRETED else ["native", "reference"])
 def every_implementation(request, monkeypatch):
     """The name of the implementation in use."""
     use_implementation(request.param, monkeypatch)

@@ -19,7 +19,7 @@ from fairseq_csp.ops.csp import (
 )
 from fairseq_csp.ops.csp.naive import permute_naive
 from fairseq_csp.ops.csp.operators import csp_permute, csp_restore, csp_shifts
-from tests.helpers.kernels import use_implementation
+from tests.helpers.kernels import INTERPRETED, use_implementation
 
 GOLDEN = np.load(Path(__file__).parent / "csp_operator.npz")
 GOLDEN_CASES = sorted({name.split("/")[0] for name in GOLDEN.files}, key=int)
@@ -28,7 +28,7 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 GROUPS = [1, 2, 3, 4, 8, 9, 300, "full"]
 
 
-@pytest.fixture(params=IMPLEMENTATIONS, autouse=True)
+@pytest.fixture(params=["triton"] if INTERPRETED else IMPLEMENTATIONS, autouse=True)
 def implementation(request, monkeypatch):
     """Every test here runs over every implementation."""
     name, _, how = request.param.partition(" ")

@@ -114,10 +114,13 @@ def test_extreme_numbers(every_implementation):
     assert out[0, 0, 7].isnan()
 
 
-def test_native_kernels_are_what_runs(every_implementation, monkeypatch):
+def test_kernels_are_what_runs(every_implementation, monkeypatch):
     called = []
     monkeypatch.setattr(gates._GatedResidual, "apply", lambda *inputs: called.append(inputs))
     gated_residual(*draw(4, (2, 3, 4)), 0.1, training=True)
-    assert bool(called) == (every_implementation == "native")
-    assert kernels.native_serves(torch.ones(2, 3, 4)) == (every_implementation == "native")
-    assert not kernels.native_serves(torch.ones(2, 3, 4).half())
+    assert bool(called) == (every_implementation != "reference")
+    inputs = torch.ones(2, 3, 4), torch.ones(2, 3, 4).half()
+    namespaces = [kernels.fused(x) for x in inputs]
+    native, triton = torch.ops.fairseq_csp_native, torch.ops.fairseq_csp_triton
+    expected = {"native": [native, None], "triton": [triton, triton], "reference": [None, None]}
+    assert namespaces == expected[every_implementation]

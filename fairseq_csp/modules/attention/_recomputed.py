@@ -141,7 +141,7 @@ class _Attend(torch.autograd.Function):
         lengths: SequenceLengths,
         p: float,
     ) -> Tensor:
-        ctx.save_for_backward(values, queries, keys, line)
+        ctx.save_for_backward(values, queries, keys, *(() if line is None else (line,)))
         ctx.function, ctx.lengths, ctx.p = function, lengths, p
         ctx.seeds = []
         out = torch.empty_like(values) if lengths.full else torch.zeros_like(values)
@@ -157,7 +157,8 @@ class _Attend(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        values, queries, keys, line = ctx.saved_tensors
+        values, queries, keys, *lines = ctx.saved_tensors
+        line = lines[0] if lines else None
         wide = torch.promote_types(values.dtype, torch.float32)
         grad_values, grad_keys = (torch.zeros_like(x, dtype=wide) for x in (values, keys))
         grad_queries = torch.zeros_like(queries)

@@ -131,10 +131,8 @@ class ScoreAttention(QueryKeyAttention):
         raise NotImplementedError
 
 
-def with_rotary_bias(
-    queries: Tensor, keys: Tensor, bias: RotaryRelativeBias
-) -> tuple[Tensor, Tensor]:
-    """Let the products of queries and keys, both (batch, width, positions), contain a bias."""
+def with_rotary_bias(queries: Tensor, keys: Tensor, bias: nn.Module) -> tuple[Tensor, Tensor]:
+    """Let products of queries and keys, both (batch, width, positions), hold a rotary bias."""
     at_query, at_key = (
         rotated.t().to(queries.dtype).expand(queries.size(0), -1, -1)
         for rotated in bias.rotated(queries.size(2))

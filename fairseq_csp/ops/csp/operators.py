@@ -5,18 +5,20 @@ lengths are no other program.
 """
 
 from collections.abc import Sequence
+from importlib import import_module
+from types import ModuleType
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from fairseq_csp.ops.csp import eager
+from fairseq_csp.ops.csp import eager, native
 from fairseq_csp.ops.csp.layout import contiguous
 from fairseq_csp.ops.csp.shifts import shift_rows
 from fairseq_csp.ops.kernels import implementation
 
-# larger groups are sorted by torch.sort
-LARGEST_NATIVE_GROUP = 8
+# larger ones go by the reference
+LARGEST_TRITON_GROUP = 2
 
 
 @torch.library.custom_op("fairseq_csp::csp_shifts", mutates_args=())
@@ -86,10 +88,8 @@ def csp_permute(
         :func:`csp_restore` needs to undo the sort, in a form of the implementation's own.
     """
     values = contiguous(values)
-    if _implementation(values, group) == "native":
-        permute = torch.ops.fairseq_csp_native.csp_permute
-        return permute(values, lengths, shifts, group, shift_first, descending)
-    return eager.permute(values, lengths, shifts, group, shift_first, descending)
+    permute = _kernels(values, group).permute
+    return permute(values, lengths, shifts, group, shift_first, descending)
 
 
 @csp_permute.register_fake
@@ -101,14 +101,7 @@ def _(
     shift_first: bool,
     descending: bool,
 ) -> tuple[Tensor, Tensor]:
-    batch, channels, positions = values.shape
-    if _implementation(values, group) == "native":
-        # 16 bits for 16 pairs, a byte a number for larger groups
-        bytes_kept = (positions + 31) // 32 * 2 if group == 2 else positions
-        kept = values.new_empty(batch, channels, bytes_kept if group > 1 else 0, dtype=torch.uint8)
-    else:
-        kept = eager.empty_kept(values, group)
-    return values.new_empty(batch, channels, positions), kept
+    return values.new_empty(values.shape), _kernels(values, group).empty_kept(values, group)
 
 
 @torch.library.custom_op("fairseq_csp::csp_restore", mutates_args=())
@@ -134,10 +127,7 @@ def csp_restore(
         (batch, channels, positions), contiguous, 0 beyond a sequence's length.
     """
     grad = contiguous(grad)
-    if _implementation(grad, group) == "native":
-        restore = torch.ops.fairseq_csp_native.csp_restore
-        return restore(grad, lengths, shifts, kept, group, shift_first)
-    return eager.restore(grad, lengths, shifts, kept, group, shift_first)
+    return _kernels(grad, group).restore(grad, lengths, shifts, kept, group, shift_first)
 
 
 @csp_restore.register_fake
@@ -152,9 +142,15 @@ def _(
     return grad.new_empty(grad.shape)
 
 
-def _implementation(values: Tensor, group: int) -> str:
+def _kernels(values: Tensor, group: int) -> ModuleType:
+    """Return the implementation, a module like :mod:`fairseq_csp.ops.csp.eager`."""
     name = implementation(values.device)
-    return "reference" if name == "native" and group > LARGEST_NATIVE_GROUP else name
+    if name == "native" and group <= native.LARGEST_GROUP:
+        return native
+    if name == "triton" and group <= LARGEST_TRITON_GROUP:
+        # there where it is installed
+        return import_module("fairseq_csp.ops.csp.triton_kernels")
+    return eager
 
 
 def _keep(ctx: FunctionCtx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:

@@ -1,7 +1,8 @@
 """Activations and gates together with the dropout and the residual that stand beside them.
 
-On a CPU each is one pass over the numbers (``gates.cpp``), forward and backward. Elsewhere, and
-for other dtypes than float32 and bfloat16, they are PyTorch's own operators.
+By the kernels each is one pass over the numbers, forward and backward: in float32 and bfloat16 on
+a CPU (``gates.cpp``), in any dtype on a GPU (``triton_kernels.py``). Elsewhere they are PyTorch's
+own operators.
 """
 
 import torch
@@ -9,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from fairseq_csp.ops.dropout import draw_seed, dropout
-from fairseq_csp.ops.kernels import native_serves
+from fairseq_csp.ops.dropout import draw_seed, drop_by_seed, dropout
+from fairseq_csp.ops.kernels import fused
 
 
 def silu_dropout(x: Tensor, p: float, training: bool) -> Tensor:
@@ -27,7 +28,7 @@ def silu_dropout(x: Tensor, p: float, training: bool) -> Tensor:
     Raises:
         ValueError: ``p`` is not a probability.
     """
-    if training and 0 < p <= 1 and native_serves(x):
+    if training and 0 < p <= 1 and fused(x):
         return _SiluDropout.apply(x, p, draw_seed())
     return dropout(F.silu(x), p, training)
 
@@ -47,7 +48,7 @@ def dropout_add(x: Tensor, residual: Tensor, p: float, training: bool) -> Tensor
     Raises:
         ValueError: ``p`` is not a probability.
     """
-    if training and 0 < p <= 1 and native_serves(x, residual):
+    if training and 0 < p <= 1 and fused(x, residual):
         return _DropoutAdd.apply(x, residual, p, draw_seed())
     return dropout(x, p, training) + residual
 
@@ -74,7 +75,7 @@ def gated_residual(
     Raises:
         ValueError: ``p`` is not a probability.
     """
-    if 0 <= p <= 1 and native_serves(residual, update, direct, mixed):
+    if 0 <= p <= 1 and fused(residual, update, direct, mixed):
         p = p if training else 0.0
         return _GatedResidual.apply(residual, update, direct, mixed, p, draw_seed() if p else 0)
     candidate = dropout(F.silu(direct + mixed), p, training)
@@ -87,26 +88,26 @@ class _SiluDropout(torch.autograd.Function):
     def forward(ctx: FunctionCtx, x: Tensor, p: float, seed: int) -> Tensor:
         ctx.save_for_backward(x)
         ctx.drawn = p, seed
-        return torch.ops.fairseq_csp_native.silu_dropout(x, p, seed)
+        return fused(x).silu_dropout(x, p, seed)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None]:
         (x,) = ctx.saved_tensors
-        grad = _positions_contiguous(grad)
-        return torch.ops.fairseq_csp_native.silu_dropout_backward(grad, x, *ctx.drawn), None, None
+        backward = fused(x).silu_dropout_backward
+        return backward(_positions_contiguous(grad), x, *ctx.drawn), None, None
 
 
 class _DropoutAdd(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, residual: Tensor, p: float, seed: int) -> Tensor:
         ctx.drawn = p, seed
-        return torch.ops.fairseq_csp_native.dropout_add(x, residual, p, seed)
+        return fused(x).dropout_add(x, residual, p, seed)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        dropped = torch.ops.fairseq_csp_native.dropout(_positions_contiguous(grad), *ctx.drawn)
+        dropped = drop_by_seed(_positions_contiguous(grad), *ctx.drawn)
         return dropped, grad, None, None
 
 
@@ -123,12 +124,12 @@ class _GatedResidual(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(residual, update, direct, mixed)
         ctx.drawn = p, seed
-        return torch.ops.fairseq_csp_native.gated_residual(residual, update, direct, mixed, p, seed)
+        return fused(residual).gated_residual(residual, update, direct, mixed, p, seed)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        backward = torch.ops.fairseq_csp_native.gated_residual_backward
+        backward = fused(ctx.saved_tensors[0]).gated_residual_backward
         grad = _positions_contiguous(grad)
         residual, update, inner = backward(grad, *ctx.saved_tensors, *ctx.drawn)
         return residual, update, inner, inner, None, None
