@@ -11,6 +11,15 @@ import triton.language as tl
 from torch import Tensor
 
 PAIRS = 512
+LIBRARY = torch.library.Library("fairseq_csp_triton", "FRAGMENT")
+LIBRARY.define(
+    "csp_permute(Tensor values, Tensor? lengths, Tensor shifts, int group, bool shift_first, "
+    "bool descending) -> (Tensor, Tensor)"
+)
+LIBRARY.define(
+    "csp_restore(Tensor grad, Tensor? lengths, Tensor shifts, Tensor kept, int group, "
+    "bool shift_first) -> Tensor"
+)
 
 
 def permute(
@@ -26,10 +35,8 @@ def permute(
     Returns:
         The permuted values, contiguous, and one bit a pair, in the form of :func:`empty_kept`.
     """
-    out = torch.empty_like(values, memory_format=torch.contiguous_format)
-    kept = empty_kept(values, group)
-    _launch(values, out, kept, lengths, shifts, group, shift_first, descending, undo=False)
-    return out, kept
+    kernel = torch.ops.fairseq_csp_triton.csp_permute
+    return kernel(values, lengths, shifts, group, shift_first, descending)
 
 
 def restore(
@@ -41,9 +48,8 @@ def restore(
     shift_first: bool,
 ) -> Tensor:
     """Undo :func:`permute`; as :func:`fairseq_csp.ops.csp.eager.restore`."""
-    out = torch.empty_like(grad, memory_format=torch.contiguous_format)
-    _launch(grad, out, kept, lengths, shifts, group, shift_first, False, undo=True)
-    return out
+    kernel = torch.ops.fairseq_csp_triton.csp_restore
+    return kernel(grad, lengths, shifts, kept, group, shift_first)
 
 
 def empty_kept(values: Tensor, group: int) -> Tensor:
@@ -51,6 +57,47 @@ def empty_kept(values: Tensor, group: int) -> Tensor:
     batch, channels, positions = values.shape
     count = -(-positions // 16) if group == 2 else 0
     return values.new_empty(batch, channels, count, dtype=torch.uint8)
+
+
+def _permute(
+    values: Tensor,
+    lengths: Tensor | None,
+    shifts: Tensor,
+    group: int,
+    shift_first: bool,
+    descending: bool,
+) -> tuple[Tensor, Tensor]:
+    out, kept = values.new_empty(values.shape), empty_kept(values, group)
+    _launch(values, out, kept, lengths, shifts, group, shift_first, descending, undo=False)
+    return out, kept
+
+
+def _restore(
+    grad: Tensor,
+    lengths: Tensor | None,
+    shifts: Tensor,
+    kept: Tensor,
+    group: int,
+    shift_first: bool,
+) -> Tensor:
+    out = grad.new_empty(grad.shape)
+    _launch(grad, out, kept, lengths, shifts, group, shift_first, False, undo=True)
+    return out
+
+
+for _key in ("CUDA", "CPU"):
+    LIBRARY.impl("csp_permute", _permute, _key)
+    LIBRARY.impl("csp_restore", _restore, _key)
+
+
+@torch.library.register_fake("fairseq_csp_triton::csp_permute", lib=LIBRARY)
+def _(values: Tensor, lengths: Tensor | None, shifts: Tensor, group: int, *others: bool) -> tuple:
+    return values.new_empty(values.shape), empty_kept(values, group)
+
+
+@torch.library.register_fake("fairseq_csp_triton::csp_restore", lib=LIBRARY)
+def _(grad: Tensor, *others: object) -> Tensor:
+    return grad.new_empty(grad.shape)
 
 
 def _launch(

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 BLOCK = 1024
-LIBRARY = torch.library.Library("fairseq_csp_triton", "DEF")
+LIBRARY = torch.library.Library("fairseq_csp_triton", "FRAGMENT")
 
 
 @triton.jit
