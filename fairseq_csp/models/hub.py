@@ -1,6 +1,10 @@
 """fairseq's hub convention: ``Model.from_pretrained(NAME)``."""
 
 import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fairseq_csp.predictor import Predictor
 
 
 class FromPretrained:
@@ -13,7 +17,7 @@ class FromPretrained:
         checkpoint_file: str = "checkpoint_best.pt",
         data_name_or_path: str | os.PathLike[str] | None = None,
         **overrides: object,
-    ) -> "Predictor":  # noqa: F821
+    ) -> "Predictor":
         """Load a trained model with the encoding of its inputs.
 
         Args:
