@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import logging
 from argparse import Namespace
+from collections.abc import Sequence
 
 import torch
 from fairseq.data import Dictionary
@@ -57,8 +58,10 @@ class LRAEncoder(nn.Module):
         self.encoder = encoder(cfg, dictionary)
         self.trim = not cfg.keep_padding
 
-    def forward(self, source: Tensor, lengths: Tensor | None) -> Tensor:
+    def forward(self, source: Tensor, lengths: Tensor | Sequence[int] | None) -> Tensor:
         """Encode (batch, positions) with lengths (batch,) to (batch, dim).
+
+        On a GPU a padded batch is encoded as it is: a pass costs more there than padding.
 
         Raises:
             ValueError: a length is not between 1 and the number of positions.
@@ -67,16 +70,17 @@ class LRAEncoder(nn.Module):
         valid = SequenceLengths.of(lengths, batch, positions, source.device)
         if not valid.host:
             return torch.zeros(0, self.vector_dim, device=source.device)
-        buckets = length_buckets(valid.host) if self.trim and not valid.full else []
+        trim = self.trim and not valid.full and source.device.type == "cpu"
+        buckets = length_buckets(valid.host) if trim else []
         if not buckets:
             return self.encoder(source, valid)
         vectors = []
         for bucket in buckets:
             host = [valid.host[row] for row in bucket]
-            trimmed = source[torch.tensor(bucket).to(source.device), : max(host)]
+            trimmed = source[torch.tensor(bucket), : max(host)]
             vectors.append(self.encoder(trimmed, SequenceLengths(host, max(host), source.device)))
         order = torch.tensor([row for bucket in buckets for row in bucket]).argsort()
-        return torch.cat(vectors)[order.to(source.device)]
+        return torch.cat(vectors)[order]
 
 
 @register_model("lra", dataclass=config_class())
@@ -156,15 +160,16 @@ class LRAModel(FromPretrained, CheckpointLoading, BaseFairseqModel):
     def forward(
         self,
         src_tokens: Tensor,
-        src_lengths: Tensor | None = None,
+        src_lengths: Tensor | Sequence[int] | None = None,
         src1_tokens: Tensor | None = None,
-        src1_lengths: Tensor | None = None,
+        src1_lengths: Tensor | Sequence[int] | None = None,
     ) -> Tensor:
         """Classify a batch.
 
         Args:
             src_tokens: (batch, positions) symbols (int64) or pixels (floating).
-            src_lengths: (batch,) valid positions of each row; all when None.
+            src_lengths: (batch,) valid positions of each row; all when None. The tasks give a
+                list, so that a GPU need not be asked for them.
             src1_tokens: the second document of each example, of any number of positions.
             src1_lengths: its valid positions.
 

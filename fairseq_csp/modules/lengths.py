@@ -1,7 +1,8 @@
 """Which positions of a padded batch are valid."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,20 +22,34 @@ class SequenceLengths:
         mask: (batch, 1, positions) bool, true at valid positions, on the device.
     """
 
-    def __init__(self, host: Sequence[int], positions: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        host: Sequence[int],
+        positions: int,
+        device: torch.device,
+        on_device: Callable[[], Tensor] | None = None,
+    ) -> None:
         self.host = tuple(host)
         self.positions = positions
         self.device = device
         self.full = all(length == positions for length in self.host)
+        # makes the tensor of what is on the device already
+        self._on_device = on_device
+        self._kept: dict[Hashable, Any] = {}
 
     @classmethod
     def of(
-        cls, lengths: Tensor | None, batch: int, positions: int, device: torch.device
+        cls,
+        lengths: Tensor | Sequence[int] | None,
+        batch: int,
+        positions: int,
+        device: torch.device,
     ) -> "SequenceLengths":
         """Check the lengths of a batch and bring them to the host, once.
 
         Args:
-            lengths: (batch,) valid positions of each row, or None for all.
+            lengths: (batch,) valid positions of each row, or None for all. For a tensor on a GPU
+                the host waits.
             batch: number of rows.
             positions: positions of every row.
             device: where the values are.
@@ -47,6 +62,8 @@ class SequenceLengths:
     @cached_property
     def tensor(self) -> Tensor:
         """(batch,) int64, on the device."""
+        if self._on_device is not None:
+            return self._on_device()
         return torch.tensor(self.host).to(self.device, non_blocking=True)
 
     @cached_property
@@ -63,19 +80,48 @@ class SequenceLengths:
             return values.masked_fill(~self.mask, 0)
         return _ZeroPadding.apply(values, self.host)
 
+    def of_positions(self, positions: int) -> "SequenceLengths":
+        """Return the same lengths of rows with another number of positions."""
+        return SequenceLengths(self.host, positions, self.device, lambda: self.tensor)
+
+    def kept(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """Return what ``make`` makes of the lengths, once a batch: the layers share it.
+
+        Args:
+            key: names what is made, with all that it depends on beside the lengths.
+            make: called where nothing is kept under the key.
+        """
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]
+
     def chunks(self, size: int) -> "SequenceLengths":
         """Return the lengths that result when each row is cut into chunks of ``size`` positions."""
+        return self.kept(("chunks", size), lambda: self._chunks(size))
+
+    def _chunks(self, size: int) -> "SequenceLengths":
         count = self.positions // size
         host = [min(max(n - k * size, 0), size) for n in self.host for k in range(count)]
-        return SequenceLengths(host, size, self.device)
+
+        def on_device() -> Tensor:
+            before = torch.arange(count, device=self.device) * size
+            return (self.tensor[:, None] - before).clamp(0, size).flatten()
+
+        return SequenceLengths(host, size, self.device, on_device)
 
     def repeat(self, times: int) -> "SequenceLengths":
         """Return the lengths that result when each row is repeated, one after the other."""
         if times == 1:
             return self
-        return SequenceLengths(
-            [n for n in self.host for _ in range(times)], self.positions, self.device
-        )
+        return self.kept(("repeat", times), lambda: self._repeat(times))
+
+    def _repeat(self, times: int) -> "SequenceLengths":
+        host = [n for n in self.host for _ in range(times)]
+
+        def on_device() -> Tensor:
+            return self.tensor[:, None].expand(-1, times).flatten()
+
+        return SequenceLengths(host, self.positions, self.device, on_device)
 
 
 class _ZeroPadding(torch.autograd.Function):

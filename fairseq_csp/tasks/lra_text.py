@@ -9,7 +9,6 @@ import numpy as np
 from fairseq.data import (
     Dictionary,
     FairseqDataset,
-    NumelDataset,
     PrependTokenDataset,
     RightPadDataset,
     TruncateDataset,
@@ -17,6 +16,7 @@ from fairseq.data import (
 from fairseq.tasks import register_task
 
 from fairseq_csp.checkpoints import TOKENIZERS
+from fairseq_csp.data.lengths import LengthDataset
 from fairseq_csp.data.summary import read_summary
 from fairseq_csp.data.tokens import load_dictionary, load_tokens
 from fairseq_csp.errors import UserError
@@ -204,7 +204,7 @@ class LRATextTask(LRATask):
             )
             source = TruncateDataset(source, self.cfg.max_positions)
         padded = RightPadDataset(source, pad_idx=self.dictionary.pad())
-        return padded, NumelDataset(source), np.asarray(source.sizes)
+        return padded, LengthDataset(source), np.asarray(source.sizes)
 
     @property
     def source_dictionary(self) -> Dictionary:

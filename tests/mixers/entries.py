@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fairseq_csp.modules.attention import ATTENTION_REGISTRY
+from tests.helpers.building import small
 
 DEFAULTS = {"value_dim": 12, "query_dim": 8, "heads": 2, "max_positions": 40}
 
@@ -102,6 +103,23 @@ EVERY_CASE = [
     for name in sorted(ATTENTION_REGISTRY)
     for variant, arguments in CASES.get(name, {"": {}}).items()
 ]
+
+
+def options_of(name: str | None) -> dict[str, Any]:
+    """The flags of an entry's first case, without those of where it stands."""
+    arguments = next(iter(CASES.get(name, {"": {}}).values()))
+    return {
+        f"{name}_{key.removeprefix(f'{name}_')}": value
+        for key, value in arguments.items()
+        # the number of heads is another one in a model
+        if key not in (*DEFAULTS, "grid") and not key.endswith("heads")
+    }
+
+
+def model_of(family: str, task: str, name: str | None, **options: Any) -> torch.nn.Module:
+    """A small model of a family with an entry as in its first case."""
+    where = {"attention": name, "encoder_attention_heads": 4, "keep_padding": True}
+    return small(f"{family}_lra_{task}", **(options_of(name) | where | options))
 
 
 @dataclass(frozen=True)

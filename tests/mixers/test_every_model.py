@@ -6,8 +6,8 @@ import torch
 from fairseq_csp.errors import UserError
 from fairseq_csp.models.family import FAMILY_REGISTRY, can_take
 from fairseq_csp.modules.attention import ATTENTION_REGISTRY, HeadAttention
-from tests.helpers.building import pixels, small, tokens
-from tests.mixers.entries import CASES, DEFAULTS
+from tests.helpers.building import pixels, tokens
+from tests.mixers.entries import model_of
 
 PLACED = [
     (family, name)
@@ -15,16 +15,6 @@ PLACED = [
     for name, cls in sorted(ATTENTION_REGISTRY.items())
     if can_take(member, cls)
 ]
-
-
-def model_of(family, task, name, **options):
-    arguments = next(iter(CASES.get(name, {"": {}}).values()))
-    for key, value in arguments.items():
-        # the number of heads is another one here
-        if key not in (*DEFAULTS, "grid") and not key.endswith("heads"):
-            options[f"{name}_{key.removeprefix(f'{name}_')}"] = value
-    options |= {"attention": name, "encoder_attention_heads": 4, "keep_padding": True}
-    return small(f"{family}_lra_{task}", **options)
 
 
 def assert_alive(model, logits):

@@ -172,4 +172,4 @@ class MegaEncoder(Encoder):
         if not 0 < chunk < positions or positions % chunk == 0 or source.is_floating_point():
             return source, lengths
         source = F.pad(source, (0, -positions % chunk), value=self.padding)
-        return source, SequenceLengths(lengths.host, source.size(1), source.device)
+        return source, lengths.of_positions(source.size(1))

@@ -33,9 +33,13 @@ def in_blocks_of_rows(
         return function(lengths, *tensors)
     out = []
     for first in range(0, batch, size):
+        rows = slice(first, first + size)
         some = SequenceLengths(
-            lengths.host[first : first + size], lengths.positions, lengths.device
+            lengths.host[rows],
+            lengths.positions,
+            lengths.device,
+            lambda rows=rows: lengths.tensor[rows],
         )
-        parts = (x[first : first + size] for x in tensors)
+        parts = (x[rows] for x in tensors)
         out.append(checkpoint(function, some, *parts, use_reentrant=False))
     return torch.cat(out)

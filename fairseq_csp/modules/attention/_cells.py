@@ -35,10 +35,16 @@ def cell_means(x: Tensor, lengths: SequenceLengths, count: int, cells: Cells) ->
     """
     if lengths.full and lengths.positions and lengths.positions % count == 0:
         return x.unflatten(2, (count, -1)).mean(3)
+    pooling = lengths.kept((cells, count), lambda: _poolings(lengths, count, cells))
+    with torch.autocast(x.device.type, enabled=False):
+        return torch.bmm(x, pooling.to(x.dtype))
+
+
+def _poolings(lengths: SequenceLengths, count: int, cells: Cells) -> Tensor:
+    """Return (batch, positions, count), float64, on the device."""
     maps = {n: _pooling(n, lengths.positions, count, cells) for n in set(lengths.host)}
     pooling = torch.stack([maps[n] for n in lengths.host])
-    with torch.autocast(x.device.type, enabled=False):
-        return torch.bmm(x, pooling.to(x))
+    return pooling.to(lengths.device, non_blocking=True)
 
 
 def _pooling(n: int, positions: int, count: int, cells: Cells) -> Tensor:

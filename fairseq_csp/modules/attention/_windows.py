@@ -50,11 +50,21 @@ def segments(lengths: SequenceLengths, bounds: Sequence[Sequence[int]]) -> Windo
         lengths: valid positions of each row.
         bounds: of each row, where its windows begin and, last, where they end; as many for all.
     """
-    edges = torch.tensor(bounds, device=lengths.device)
+    edges = torch.tensor(bounds).to(lengths.device, non_blocking=True)
     first, end = edges[:, :-1, None], edges[:, 1:, None]
     size = max((b - a for row in bounds for a, b in zip(row, row[1:], strict=False)), default=0)
     index = first + torch.arange(size, device=lengths.device)
     return Windows(torch.where(index < end, index, lengths.positions), lengths.positions)
+
+
+def equal_windows(lengths: SequenceLengths, size: int) -> Windows:
+    """Return windows of ``size`` consecutive positions; the last of a row may have fewer."""
+
+    def make() -> Windows:
+        starts = range(0, lengths.positions + size, size)
+        return segments(lengths, [[min(start, n) for start in starts] for n in lengths.host])
+
+    return lengths.kept(("windows", size), make)
 
 
 def tiles(grid: tuple[int, int], size: tuple[int, int], device: torch.device) -> Windows:

@@ -79,7 +79,7 @@ class BiFormerAttention(HeadAttention):
             rows, columns = self.context.grid
             return tiles(self.context.grid, (rows // sides, columns // sides), lengths.device)
         bounds = [[t * n // sides for t in range(sides + 1)] for n in lengths.host]
-        return segments(lengths, bounds)
+        return lengths.kept(("regions", sides), lambda: segments(lengths, bounds))
 
     def _choose(self, windows: Windows, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         """Return the regions (batch, regions, top) for each region, and which of them count."""

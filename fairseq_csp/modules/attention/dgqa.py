@@ -72,7 +72,7 @@ class DynamicAttention(GroupedQueries):
         """Give each query head the keys and values allocated to it."""
         if self.training:
             norms = key_norms(keys)
-            seen = torch.cat([norms.sum(0), norms.new_tensor([len(norms)])])
+            seen = torch.cat([norms.sum(0), norms.new_full((1,), len(norms))])
             self._seen = seen if self._seen is None else self._seen + seen
         return dealt(self.alloc.expand(len(keys), -1), self.queries, keys, values)
 
@@ -86,15 +86,15 @@ class DynamicAttention(GroupedQueries):
             seen = self.cache.new_zeros(self.keys + 1)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(seen)
-        if not seen[-1]:
-            return
-        mean = seen[:-1] / seen[-1]
+        # where there was no row all stays as it is; the host does not ask
+        any_row, mean = seen[-1] > 0, seen[:-1] / seen[-1]
         if self.options.rule == "diff":
             shares = (self.cache - mean).abs()
         else:
             shares = NEWEST * mean + (1 - NEWEST) * self.cache
-        self.cache.copy_(mean)
-        self.alloc.copy_(allocate(shares[None], self.queries, self.options.least)[0])
+        dealt_anew = allocate(shares[None].nan_to_num(), self.queries, self.options.least)[0]
+        self.alloc.copy_(torch.where(any_row, dealt_anew, self.alloc))
+        self.cache.copy_(torch.where(any_row, mean, self.cache))
 
     def drop_dead_weights(self, state_dict: dict[str, Tensor], prefix: str) -> int:
         """Average published keys and values, with which the dealing begins even."""

@@ -47,8 +47,7 @@ class FNetAttention(ValueAttention):
             return self._transform(wide).to(values.dtype)
         out = torch.zeros_like(wide)
         for n in sorted(set(lengths.host) - {0}):
-            rows = torch.tensor([row for row, length in enumerate(lengths.host) if length == n])
-            rows = rows.to(values.device)
+            rows = lengths.kept(("rows", n), lambda n=n: rows_of_length(lengths, n))
             mixed = self._transform(wide[rows, :, :n])
             mixed = torch.nn.functional.pad(mixed, (0, values.size(2) - n))
             out = out.index_copy(0, rows, mixed)
@@ -61,6 +60,12 @@ class FNetAttention(ValueAttention):
         if self.options.norm == "ortho":
             mixed = mixed / math.sqrt(math.prod(values.size(dim) for dim in self.dims))
         return mixed
+
+
+def rows_of_length(lengths: SequenceLengths, length: int) -> Tensor:
+    """Return the indices of the rows of one length, int64, on the device."""
+    rows = [row for row, n in enumerate(lengths.host) if n == length]
+    return torch.tensor(rows).to(lengths.device, non_blocking=True)
 
 
 class _RealFourier(torch.autograd.Function):

@@ -13,7 +13,7 @@ from fairseq_csp.modules.attention import (
     option,
     register_attention,
 )
-from fairseq_csp.modules.attention._windows import segments
+from fairseq_csp.modules.attention._windows import equal_windows
 from fairseq_csp.modules.lengths import SequenceLengths
 from fairseq_csp.ops.dropout import dropout
 
@@ -73,8 +73,7 @@ class MixedChunkAttention(QueryKeyAttention):
         bias: nn.Module | None,
     ) -> Tensor:
         size = min(self.options.chunk, max(lengths.positions, 1))
-        starts = range(0, lengths.positions + size, size)
-        windows = segments(lengths, [[min(start, n) for start in starts] for n in lengths.host])
+        windows = equal_windows(lengths, size)
         counts = windows.mask.sum(2).clamp(min=1)[..., None, None]
         # (batch, chunks, width, size)
         own, others, mixed = (windows.gather(x).transpose(1, 2) for x in (queries, keys, values))

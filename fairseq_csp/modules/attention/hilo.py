@@ -13,7 +13,7 @@ from fairseq_csp.modules.attention import (
     option,
     register_attention,
 )
-from fairseq_csp.modules.attention._windows import Windows, attend, check_grid, segments, tiles
+from fairseq_csp.modules.attention._windows import Windows, attend, check_grid, equal_windows, tiles
 from fairseq_csp.modules.lengths import SequenceLengths
 
 
@@ -85,8 +85,7 @@ class HiLoAttention(HeadAttention):
         size = self.options.window
         if self.context.grid:
             return tiles(self.context.grid, (size, size), lengths.device)
-        starts = range(0, lengths.positions + size, size)
-        return segments(lengths, [[min(start, n) for start in starts] for n in lengths.host])
+        return equal_windows(lengths, size)
 
     def _near(self, x: Tensor, windows: Windows) -> Tensor:
         """Attend inside each window."""

@@ -70,7 +70,7 @@ class KernelRpeAttention(WideAttention):
         positions, longest = values.size(2), max(1, *lengths.host)
         check_reach(longest, self.reach, "kernel_rpe's bias")
         values, queries, keys = (x[:, :, :longest] for x in (values, queries, keys))
-        lengths = SequenceLengths(lengths.host, longest, lengths.device)
+        lengths = lengths.of_positions(longest)
         decay = self._decay(lengths, values.dtype)
         # the weights' own sums are those of values of 1
         values = torch.cat([values, values.new_ones(len(values), 1, longest)], dim=1)

@@ -76,20 +76,15 @@ class NystromAttention(QueryKeyAttention):
         self, values: Tensor, lengths: SequenceLengths, queries: Tensor, keys: Tensor
     ) -> Tensor:
         m = self.options.landmarks
-        few = [row for row, n in enumerate(lengths.host) if n <= m]
-        many = [row for row, n in enumerate(lengths.host) if n > m]
-        if not few:
+        if min(lengths.host) > m:
             return self._by_landmarks(values, lengths, queries, keys)
+        halves, order = lengths.kept(("nystrom", m), lambda: _divided(lengths, m))
         parts = []
-        for rows, attend in ((few, self._exact), (many, self._by_landmarks)):
-            if rows:
-                host = [lengths.host[row] for row in rows]
-                own = SequenceLengths(host, max(host), values.device)
-                index = torch.tensor(rows).to(values.device)
+        for (index, own), attend in zip(halves, (self._exact, self._by_landmarks), strict=True):
+            if own.host:
                 v, q, k = (x[index, :, : own.positions] for x in (values, queries, keys))
                 mixed = attend(v, own, q, k)
                 parts.append(F.pad(mixed, (0, lengths.positions - own.positions)))
-        order = torch.tensor([*few, *many]).argsort().to(values.device)
         return torch.cat(parts)[order]
 
     def _exact(
@@ -165,3 +160,35 @@ def pseudo_inverse(kernel: Tensor) -> Tensor:
         inner = 15 * eye - torch.bmm(product, 7 * eye - product)
         inverse = 0.25 * torch.bmm(inverse, 13 * eye - torch.bmm(product, inner))
     return inverse
+
+
+def _divided(
+    lengths: SequenceLengths, most: int
+) -> tuple[list[tuple[Tensor, SequenceLengths]], Tensor]:
+    """Divide rows into those of at most so many positions and the others.
+
+    Returns:
+        Of both the indices of the rows and their lengths, and where each row stands when the two
+        follow one another.
+    """
+    rows = range(len(lengths.host))
+    divided = [row for row in rows if lengths.host[row] <= most]
+    few = len(divided)
+    divided += [row for row in rows if lengths.host[row] > most]
+    order = torch.tensor(divided)
+    order = torch.stack([order, order.argsort()]).to(lengths.device, non_blocking=True)
+    halves = []
+    for index, some in ((order[0, :few], divided[:few]), (order[0, few:], divided[few:])):
+        host = [lengths.host[row] for row in some]
+        halves.append(
+            (
+                index,
+                SequenceLengths(
+                    host,
+                    max(host, default=0),
+                    lengths.device,
+                    lambda index=index: lengths.tensor[index],
+                ),
+            )
+        )
+    return halves, order[1]

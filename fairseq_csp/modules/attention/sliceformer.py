@@ -21,7 +21,7 @@ class SliceformerAttention(ValueAttention):
         """Sort (batch, channels, positions) within each row; the gradient follows its value."""
         return permute_channels(
             values,
-            lengths.host,
+            None if lengths.full else lengths.tensor,
             layer=self.layer,
             num_layers=self.context.num_layers,
             shift="none",

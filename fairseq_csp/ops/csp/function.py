@@ -104,7 +104,7 @@ def permute_channels(
         full = all(length == positions for length in lengths)
         lengths = None if full else torch.tensor(lengths)
     if lengths is not None:
-        lengths = lengths.to(values.device, torch.int64)
+        lengths = lengths.to(values.device, torch.int64, non_blocking=True)
     # one sequence stands for all where none is padded
     counts = torch.full((1,), positions, device=values.device) if lengths is None else lengths
     group = 0 if group_size == FULL else int(group_size)

@@ -76,7 +76,8 @@ def shift_rows(
     """
     options = (channels, layer, num_layers, shift, group)
     if lengths.device.type != "cpu":
-        return _table(positions, *options, lengths.device)[lengths]
+        # a power of two, so that few tables serve batches of all lengths
+        return _table(1 << (positions - 1).bit_length(), *options, lengths.device)[lengths]
     listed = lengths.tolist()
     if not all(0 <= length <= positions for length in listed):
         raise ValueError(f"lengths {listed} are not all from 0 to the {positions} positions")

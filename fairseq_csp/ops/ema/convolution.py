@@ -74,14 +74,22 @@ class _Convolve(torch.autograd.Function):
         spectrum = _spectrum(grad, ctx.size)
         grad_x = grad_circle = None
         if ctx.needs_input_grad[1]:
-            product = spectrum.new_zeros(spectrum.shape[1:])
-            for grad_row, row in zip(spectrum, signal, strict=True):
-                product.addcmul_(grad_row, row)
-            grad_circle = torch.fft.irfft(product, n=ctx.size)
+            grad_circle = torch.fft.irfft(_sum_of_products(spectrum, signal), n=ctx.size)
         if ctx.needs_input_grad[0]:
             product = spectrum.mul_(kernel)
             grad_x = torch.fft.irfft(product, n=ctx.size)[..., :positions].to(grad.dtype)
         return grad_x, grad_circle
+
+
+def _sum_of_products(first: Tensor, second: Tensor) -> Tensor:
+    """Return the sum over the batch of the products of two tensors (batch, D, frequencies)."""
+    if first.device.type != "cpu":
+        return (first * second).sum(0)
+    # without room for all products
+    total = first.new_zeros(first.shape[1:])
+    for row, other in zip(first, second, strict=True):
+        total.addcmul_(row, other)
+    return total
 
 
 def fast_size(least: int) -> int:
