@@ -227,7 +227,8 @@ def _sort(values: Tensor, group: int, descending: bool, out: Tensor | None, kept
         swap = _out_of_order(*pair, descending, kept[..., : even // 2], _holds_no_nan(values))
         return _swap_pairs(values, swap, out)
     grouped = _groups(values, group)
-    if group <= LARGEST_NETWORK:
+    # a round is some launches on a GPU
+    if group <= LARGEST_NETWORK and values.device.type == "cpu":
         ordered, indices = _sort_by_exchanges(grouped, descending)
     else:
         keys = -grouped if descending else grouped
