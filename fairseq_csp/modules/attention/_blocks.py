@@ -1,6 +1,7 @@
 """Working on few rows at a time where all at once would take too much memory."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -38,8 +39,13 @@ def in_blocks_of_rows(
             lengths.host[rows],
             lengths.positions,
             lengths.device,
-            lambda rows=rows: lengths.tensor[rows],
+            partial(lengths_of, lengths, rows),
         )
         parts = (x[rows] for x in tensors)
         out.append(checkpoint(function, some, *parts, use_reentrant=False))
     return torch.cat(out)
+
+
+def lengths_of(lengths: SequenceLengths, rows: slice | Tensor) -> Tensor:
+    """Return some rows' lengths, on the device."""
+    return lengths.tensor[rows]

@@ -123,7 +123,8 @@ def _blocks(lengths: SequenceLengths) -> Iterator[_Block]:
         sequences = slice(first, first + together)
         host = lengths.host[sequences]
         longest = max(host) if one_by_one else positions
-        part = SequenceLengths(host, longest, lengths.device)
+        whole = (host, longest) == (lengths.host, positions)
+        part = lengths if whole else SequenceLengths(host, longest, lengths.device)
         count = max(1, most // max(len(host) * longest, 1))
         for query in range(0, longest, count):
             yield _Block(sequences, part, slice(query, min(query + count, longest)))

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -47,7 +48,7 @@ class FNetAttention(ValueAttention):
             return self._transform(wide).to(values.dtype)
         out = torch.zeros_like(wide)
         for n in sorted(set(lengths.host) - {0}):
-            rows = lengths.kept(("rows", n), lambda n=n: rows_of_length(lengths, n))
+            rows = lengths.kept(("rows", n), partial(rows_of_length, lengths, n))
             mixed = self._transform(wide[rows, :, :n])
             mixed = torch.nn.functional.pad(mixed, (0, values.size(2) - n))
             out = out.index_copy(0, rows, mixed)

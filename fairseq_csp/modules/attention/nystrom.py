@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from fairseq_csp.modules.attention import (
     option,
     register_attention,
 )
+from fairseq_csp.modules.attention._blocks import lengths_of
 from fairseq_csp.modules.attention._cells import cell_means, disjoint_cells
 from fairseq_csp.modules.lengths import SequenceLengths
 
@@ -187,7 +189,7 @@ def _divided(
                     host,
                     max(host, default=0),
                     lengths.device,
-                    lambda index=index: lengths.tensor[index],
+                    partial(lengths_of, lengths, index),
                 ),
             )
         )
