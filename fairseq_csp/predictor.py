@@ -225,7 +225,11 @@ class Predictor(nn.Module):
     def forward(self, encoded: Sequence[object]) -> Tensor:
         """Return the probabilities (inputs, classes) of encoded inputs."""
         arguments = self.inputs.batch(encoded)
-        logits = self.model(**{name: x.to(self.device) for name, x in arguments.items()})
+        # lengths are lists, which stay on the host
+        on_device = {
+            name: x.to(self.device) if isinstance(x, Tensor) else x for name, x in arguments.items()
+        }
+        logits = self.model(**on_device)
         return logits.float().softmax(1)
 
     def classify(self, encoded: Sequence[object]) -> list[Prediction]:

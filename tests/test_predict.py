@@ -180,7 +180,9 @@ def test_encoded_inputs_are_those_of_the_data(kind):
     found = loaded.inputs.batch([loaded.encode(line) for line in lines])
     assert found.keys() == expected.keys()
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=0, atol=0)
+        torch.testing.assert_close(
+            torch.as_tensor(found[name]), torch.as_tensor(value), rtol=0, atol=0
+        )
 
 
 def test_from_pretrained(kind):

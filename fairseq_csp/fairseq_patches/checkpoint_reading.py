@@ -127,7 +127,10 @@ def _compare_shapes(
     task: tasks.FairseqTask, cfg: DictConfig, weights: Mapping[str, torch.Tensor], path: str
 ) -> None:
     """Compare the weights with those that the flags ask for, before memory is taken for them."""
-    outline = getattr(task, "outline", lambda cfg: None)(cfg.model)
+    try:
+        outline = getattr(task, "outline", lambda cfg: None)(cfg.model)
+    except UserError as error:
+        raise UserError(f"{path} is refused: {error}") from error
     if outline is not None:
         try:
             with warnings.catch_warnings():

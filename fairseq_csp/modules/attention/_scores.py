@@ -42,7 +42,9 @@ class ScoreAttention(QueryKeyAttention):
         """Mix (batch * heads, channels, positions)."""
         batch, _, positions = values.shape
         queries = queries * self.scale(queries, lengths)
-        many = blocks_pay(batch * positions**2, values.device)
+        # luna's few packed vectors are queries or keys of their own number
+        square = queries.size(2) == positions
+        many = square and blocks_pay(batch * positions**2, values.device)
         known = bias is None or isinstance(bias, SimpleRelativeBias | RotaryRelativeBias)
         if self.of_scores_alone and known and many and not torch.compiler.is_compiling():
             p = self.context.dropout if self.training else 0.0
