@@ -1,5 +1,7 @@
 """The operator in C++ on a CPU (``csp.cpp``)."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -7,30 +9,14 @@ from torch import Tensor
 LARGEST_GROUP = 8
 
 
-def permute(
-    values: Tensor,
-    lengths: Tensor | None,
-    shifts: Tensor,
-    group: int,
-    shift_first: bool,
-    descending: bool,
-) -> tuple[Tensor, Tensor]:
+def permute(*arguments: Any) -> tuple[Tensor, Tensor]:
     """Shift and sort; as :func:`fairseq_csp.ops.csp.eager.permute`, with groups of up to 8."""
-    kernel = torch.ops.fairseq_csp_native.csp_permute
-    return kernel(values, lengths, shifts, group, shift_first, descending)
+    return torch.ops.fairseq_csp_native.csp_permute(*arguments)
 
 
-def restore(
-    grad: Tensor,
-    lengths: Tensor | None,
-    shifts: Tensor,
-    kept: Tensor,
-    group: int,
-    shift_first: bool,
-) -> Tensor:
+def restore(*arguments: Any) -> Tensor:
     """Undo :func:`permute`; as :func:`fairseq_csp.ops.csp.eager.restore`."""
-    kernel = torch.ops.fairseq_csp_native.csp_restore
-    return kernel(grad, lengths, shifts, kept, group, shift_first)
+    return torch.ops.fairseq_csp_native.csp_restore(*arguments)
 
 
 def empty_kept(values: Tensor, group: int) -> Tensor:

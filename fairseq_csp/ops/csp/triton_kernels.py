@@ -5,6 +5,8 @@ As in ``csp.cpp``, a sequence of n numbers is read from ``(i + read) mod n`` and
 sequence, and what lies beyond n becomes 0.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -22,34 +24,14 @@ LIBRARY.define(
 )
 
 
-def permute(
-    values: Tensor,
-    lengths: Tensor | None,
-    shifts: Tensor,
-    group: int,
-    shift_first: bool,
-    descending: bool,
-) -> tuple[Tensor, Tensor]:
-    """Shift and sort; the arguments are those of :func:`fairseq_csp.ops.csp.eager.permute`.
-
-    Returns:
-        The permuted values, contiguous, and one bit a pair, in the form of :func:`empty_kept`.
-    """
-    kernel = torch.ops.fairseq_csp_triton.csp_permute
-    return kernel(values, lengths, shifts, group, shift_first, descending)
+def permute(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """Shift and sort; as :func:`fairseq_csp.ops.csp.eager.permute`, with pairs or groups of one."""
+    return torch.ops.fairseq_csp_triton.csp_permute(*arguments)
 
 
-def restore(
-    grad: Tensor,
-    lengths: Tensor | None,
-    shifts: Tensor,
-    kept: Tensor,
-    group: int,
-    shift_first: bool,
-) -> Tensor:
+def restore(*arguments: Any) -> Tensor:
     """Undo :func:`permute`; as :func:`fairseq_csp.ops.csp.eager.restore`."""
-    kernel = torch.ops.fairseq_csp_triton.csp_restore
-    return kernel(grad, lengths, shifts, kept, group, shift_first)
+    return torch.ops.fairseq_csp_triton.csp_restore(*arguments)
 
 
 def empty_kept(values: Tensor, group: int) -> Tensor:
