@@ -5,12 +5,11 @@ import signal
 
 import pytest
 import torch
-from torch import distributed
-from torch.nn.parallel import DistributedDataParallel
 
 from tests.helpers import commands
 from tests.helpers.building import small, tokens
 from tests.helpers.commands import generate_listops, logged, train, training_command
+from tests.helpers.wrapped import in_torchs_wrapper
 
 PLAIN = ["--dropout", "0", "--attention-dropout", "0"]
 
@@ -76,16 +75,16 @@ def test_one_of_two_is_killed(listops, whole, tmp_path, killed):
 def test_torchs_own_wrapper_gives_the_same_gradients(tmp_path):
     model = small("mega_lra_listop", attention="csp")
     inputs = tokens([11, 7, 16])
-    distributed.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        wrapped = DistributedDataParallel(model)
-        gradients = []
-        # the wrapper's second step fails where a parameter took no part in the first
-        for called in (model, wrapped, wrapped):
-            model.zero_grad()
-            called(*inputs).square().sum().backward()
-            gradients.append([parameter.grad.clone() for parameter in model.parameters()])
-    finally:
-        distributed.destroy_process_group()
-    torch.testing.assert_close(gradients[1], gradients[0])
-    torch.testing.assert_close(gradients[2], gradients[0])
+
+    def gradients_of(called):
+        model.zero_grad()
+        called(*inputs).square().sum().backward()
+        return [parameter.grad.clone() for parameter in model.parameters()]
+
+    alone = gradients_of(model)
+    # the wrapper's second step fails where a parameter took no part in the first
+    first, second = in_torchs_wrapper(
+        model, tmp_path, lambda wrapped: [gradients_of(wrapped) for _ in range(2)]
+    )
+    torch.testing.assert_close(first, alone)
+    torch.testing.assert_close(second, alone)

@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from torch import distributed
-from torch.nn.parallel import DistributedDataParallel
 
 from fairseq_csp.models.vit import ViTConfig, ViTModel
 from tests.helpers.commands import logged, start_pair, succeed
 from tests.helpers.images import write_pixels
+from tests.helpers.wrapped import in_torchs_wrapper
 from tests.test_distributed import finish
 from tests.test_kill_and_resume import KILLED, Run, assert_same_runs
 
@@ -85,11 +84,10 @@ def test_torchs_own_wrapper_finds_no_unused_parameters(pooling, tmp_path):
     torch.manual_seed(0)
     model = ViTModel(ViTConfig(image_size=8, patch_size=4, encoder_layers=2, encoder_embed_dim=8,
                                attention="csp", sen_rep_type=pooling))  # fmt: skip
-    distributed.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        wrapped = DistributedDataParallel(model)
+
+    def train(wrapped):
         for _ in range(2):
             # the second step fails where a parameter took no part in the first
             wrapped(torch.randn(2, 3, 8, 8)).square().sum().backward()
-    finally:
-        distributed.destroy_process_group()
+
+    in_torchs_wrapper(model, tmp_path, train)
