@@ -101,10 +101,23 @@ def best_times(machine: Machine, calls: list[Callable[[], object]], budget: floa
         calls: what to time.
         budget: seconds after which no more rounds are begun.
     """
+    return [min(times) for times in all_times(machine, calls, budget)]
+
+
+def all_times(
+    machine: Machine, calls: list[Callable[[], object]], budget: float
+) -> list[tuple[float, ...]]:
+    """Return every time of each call, made alternately.
+
+    Args:
+        machine: where they run.
+        calls: what to time.
+        budget: seconds after which no more rounds are begun.
+    """
     rounds: list[list[float]] = []
     while not rounds or (sum(map(sum, rounds)) < budget and len(rounds) < MOST_ROUNDS):
         rounds.append([machine.seconds(call) for call in calls])
-    return [min(times) for times in zip(*rounds, strict=True)]
+    return list(zip(*rounds, strict=True))
 
 
 def serve(measurement: Callable[[Machine, dict], dict]) -> None:
