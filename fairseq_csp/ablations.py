@@ -2,9 +2,11 @@
 
     python -m fairseq_csp.ablations shift     CSP's own choices: MEGA on small ListOps
     python -m fairseq_csp.ablations mixers    every mixer in a Transformer and in MEGA
+    python -m fairseq_csp.ablations vision    CSP and softmax in a Vision Transformer, real CIFAR-10
 
-Each run has the demo's recipe and data, unless flags are given. The mixers' models are small and
-equal but for the mixer, their data sets small ListOps and small images.
+Each run has the demo's recipe and data, that of ``vision`` the laptop's, unless flags are given.
+The mixers' models are small and equal but for the mixer, their data sets small ListOps and small
+images.
 """
 
 import argparse
@@ -42,12 +44,30 @@ class Variant:
         flags: for fairseq-train.
         model: the family.
         dataset: whose small stand-in is trained on; None: the one that is asked for.
+        preset: the recipe.
+        benchmark: whose recipe.
     """
 
     attention: str
     flags: tuple[str, ...] = ()
     model: str = "mega"
     dataset: str | None = None
+    preset: str = "demo"
+    benchmark: str = "lra"
+
+    def cell(self, dataset: str) -> list[str]:
+        """Return arguments of train_lra.sh: what is trained, on which data, by which recipe.
+
+        Args:
+            dataset: trained on where the variant names none.
+        """
+        return [
+            f"benchmark={self.benchmark}",
+            f"model_name={self.model}",
+            f"dataset_name={self.dataset or dataset}",
+            f"preset={self.preset}",
+            f"attention={self.attention}",
+        ]
 
 
 # the variant that is in every ablation of CSP: its defaults
@@ -80,6 +100,16 @@ ABLATIONS["mixers"] = {
     for name, cls in sorted(ATTENTION_REGISTRY.items())
     if can_take(family(model), cls) and not (cls.images_only and DATASETS[dataset].pixels is None)
 }
+VISION = {
+    "csp-linear": ("csp", "--csp-shift", "linear"),
+    "csp-exponential": ("csp", "--csp-shift", "exponential"),
+    "softmax": ("softmax",),
+    "sliceformer": ("sliceformer",),
+}
+ABLATIONS["vision"] = {
+    f"vision/{name}": Variant(attention, tuple(flags), "vit", "cifar10", "laptop", "vision")
+    for name, (attention, *flags) in VISION.items()
+}
 
 
 def main(arguments: list[str]) -> int:
@@ -108,10 +138,7 @@ def main(arguments: list[str]) -> int:
         for name, variant in variants.items():
             run = args.out / name / f"seed-{seed}"
             asked = [
-                f"model_name={variant.model}",
-                f"dataset_name={variant.dataset or args.dataset}",
-                "preset=demo",
-                f"attention={variant.attention}",
+                *variant.cell(args.dataset),
                 f"seed={seed}",
                 f"save_dir={run.absolute()}",
                 *([f"data_dir={args.data.absolute()}"] if args.data else []),
@@ -153,7 +180,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seeds", type=positive, default=3, help="runs of each variant")
     add("--only", default="*", metavar="PATTERN", help="variants whose names match, as *-csp does")
     add("--out", type=Path, default=ROOT / "outputs" / "ablations", help="where the runs go")
-    add("--dataset", default="listops", help="the data set; its small stand-in is taken")
+    add("--dataset", default="listops", help="the data set, where the variants leave it open")
     add("--data", type=Path, help="prepared data to take instead")
     return parser
 

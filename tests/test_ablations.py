@@ -84,6 +84,19 @@ def test_mixers_are_compared_in_both_models_and_on_both_sets(started, tmp_path):
     assert len({choice.extra for choice in started}) == 1
 
 
+def test_vision_is_compared_on_real_images(started, tmp_path):
+    assert ablations.main(["vision", "--seeds", "1", "--out", str(tmp_path)]) == 0
+    assert {(choice.benchmark, choice.data_name, choice.preset) for choice in started} == {
+        ("vision", "cifar10-rgb", "laptop")
+    }
+    assert [(choice.attention, choice.extra) for choice in started] == [
+        ("csp", ("--csp-shift", "linear")),
+        ("csp", ("--csp-shift", "exponential")),
+        ("softmax", ()),
+        ("sliceformer", ()),
+    ]
+
+
 def test_a_pattern_that_matches_nothing(tmp_path):
     with pytest.raises(UserError, match="--only nonsense matches none of csp, shift-linear"):
         ablations.main(["shift", "--only", "nonsense", "--out", str(tmp_path)])
@@ -156,9 +169,8 @@ def test_an_interruption_ends_it_without_a_traceback(tmp_path, monkeypatch):
 @pytest.mark.parametrize("ablation", ablations.ABLATIONS)
 def test_variants_are_asked_train_lra(ablation):
     for variant in ablations.ABLATIONS[ablation].values():
-        cell = [f"model_name={variant.model}", f"dataset_name={variant.dataset or 'listops'}"]
-        arguments = [*cell, f"attention={variant.attention}", "--", *variant.flags]
-        assert parse_arguments(arguments).extra == variant.flags
+        choice = parse_arguments([*variant.cell("listops"), "--", *variant.flags])
+        assert (choice.attention, choice.extra) == (variant.attention, variant.flags)
 
 
 @pytest.mark.slow

@@ -29,7 +29,14 @@ def test_help_and_errors():
             "'mega'; it must be one of vit",
         ),
         ([VIT, "dataset_name=aan"], "dataset_name is 'aan'; it must be one of cifar10"),
-        ([VIT, "dataset_name=mnist", "preset=laptop"], "it must be one of default, paper, demo"),
+        (
+            [VIT, "dataset_name=mnist", "preset=mega"],
+            "it must be one of default, paper, demo, laptop",
+        ),
+        (
+            [VIT, "dataset_name=mnist", "preset=laptop"],
+            "no recipe for mnist; it has one for cifar10",
+        ),
         ([VIT, "dataset_name=tiny-imagenet", "preset=paper"], "no recipe for tiny-imagenet"),
     ):
         answer = call("bash", "train_vit.sh", *words)
@@ -69,6 +76,17 @@ def test_recipes(dataset, preset, updates):
     if (dataset, preset) == ("cifar10", "paper"):
         # the published deviations, which are not the measured ones
         assert values["--pixel-std"] == "0.2023,0.1994,0.201"
+
+
+def test_recipe_of_the_laptop():
+    """The small model for two epochs; the rate falls to 0 at their end; measured each half."""
+    (stage,) = BENCHMARKS["vision"].stages("vit", "cifar10", "laptop")
+    words = flags("vit", "cifar10", stage.recipe, "softmax")
+    values = dict(zip(words, words[1:], strict=False))
+    assert words.count("--arch") == 1 and values["--arch"] == "vit_cifar_small"
+    assert (values["--max-update"], values["--save-interval-updates"]) == ("1408", "352")
+    assert int(values["--warmup-updates"]) + int(values["--lr-period-updates"]) == 1408
+    assert stage.recipe.bfloat16
 
 
 @pytest.mark.parametrize("preset", ["default", "demo"])

@@ -55,7 +55,8 @@ Train a Vision Transformer to classify images, then test its best checkpoint.
                   (default: csp), or default for the architecture's own, softmax
     preset        default (a tenth of the training images is held out to choose the epoch; tested
                   once), paper (as published: trained on all images, the epoch chosen on the test
-                  images), or demo (small generated data, minutes on a laptop)
+                  images), demo (small generated data, minutes on a laptop), or laptop (cifar10: a
+                  small model, two epochs, minutes on a processor)
     data_dir      the prepared data (default: lra_data/DATASET, or lra_data/DATASET-demo)
     save_dir      where the run is kept (default: outputs/DATASET/ARCHITECTURE-ATTENTION/TIME, with
                   DATASET-demo for demo); a run that is there is resumed

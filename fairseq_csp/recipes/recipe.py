@@ -11,6 +11,7 @@ class Recipe:
     """Hyper-parameters of one training run, or of one stage of it.
 
     Attributes:
+        arch: the architecture; None: the one that is named after the data set (vision).
         layers: encoder layers; None: the architecture's own.
         norm: normalisation of MEGA.
         prenorm: MEGA normalises before each block.
@@ -29,6 +30,7 @@ class Recipe:
         bfloat16: compute in bfloat16 where the processor has instructions for it.
     """
 
+    arch: str | None = None
     layers: int | None = None
     norm: str | None = None
     prenorm: bool = False

@@ -3,10 +3,12 @@
 Preset ``paper`` is that of the vision half of the CSP authors' code (arXiv 2410.10914): all
 training images, the best epoch chosen on the test images, a rate that falls along a cosine; there
 once an epoch, here with each update. ``default`` holds a tenth of the training images out to choose
-the epoch, and tests once. ``demo`` is for the generated stand-ins: minutes on two cores.
+the epoch, and tests once. ``demo`` is for the generated stand-ins: minutes on two cores;
+``laptop`` for a first comparison on the real CIFAR-10: minutes on one.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from fairseq_csp.datasets import IMAGE_SETS, DataSet
 from fairseq_csp.recipes.flags import DEFAULT, EXAMPLES_A_CHECKPOINT
@@ -23,6 +25,8 @@ DEMO_SIZES = (
     *("--encoder-layers", "2", "--encoder-embed-dim", "64", "--encoder-ffn-embed-dim", "128"),
     *("--encoder-attention-heads", "2", "--head-dim", "32"),
 )
+LAPTOP = "cifar10"
+LAPTOP_EPOCHS = 2
 DEMO_FOLDER = ("--crop-size", "48", "--patch-size", "8")
 
 
@@ -74,7 +78,29 @@ def demo(model: str, dataset: str) -> tuple[Stage, ...]:
     return _one_stage(recipe)
 
 
-PRESETS = {"default": default, "paper": paper, "demo": demo}
+def laptop(model: str, dataset: str) -> tuple[Stage, ...]:
+    """Return the recipe of a small model and few epochs, which a processor trains in minutes.
+
+    Raises:
+        ValueError: there is none for this data set.
+    """
+    if dataset != LAPTOP:
+        raise ValueError(f"preset=laptop has no recipe for {dataset}; it has one for {LAPTOP}")
+    recipe = _recipe(data_sets()[dataset].counts["train"], epochs=LAPTOP_EPOCHS)
+    return _one_stage(
+        replace(
+            recipe,
+            arch=f"{model}_cifar_small",
+            lr=1e-3,
+            dropout=0,
+            warmup=100,
+            bfloat16=True,
+            save_interval=recipe.updates // (2 * LAPTOP_EPOCHS),
+        )
+    )
+
+
+PRESETS = {"default": default, "paper": paper, "demo": demo, "laptop": laptop}
 
 
 def flags(model: str, dataset: str, recipe: Recipe, attention: str) -> list[str]:
@@ -89,7 +115,7 @@ def flags(model: str, dataset: str, recipe: Recipe, attention: str) -> list[str]
     entry = data_sets()[dataset]
     named = {
         "task": entry.task,
-        "arch": f"{model}_{entry.suffix}",
+        "arch": recipe.arch or f"{model}_{entry.suffix}",
         "criterion": "image_cross_entropy",
         "sen-rep-type": "mp",
         "dropout": recipe.dropout,
@@ -111,12 +137,12 @@ def flags(model: str, dataset: str, recipe: Recipe, attention: str) -> list[str]
     }
     if attention != DEFAULT:
         named["attention"] = attention
+    interval = recipe.save_interval
     if not entry.counts:
         # an epoch of a set of any size may take days
-        named |= {
-            "save-interval-updates": EXAMPLES_A_CHECKPOINT // (recipe.batch * recipe.accumulate),
-            "keep-interval-updates": 1,
-        }
+        interval = EXAMPLES_A_CHECKPOINT // (recipe.batch * recipe.accumulate)
+    if interval is not None:
+        named |= {"save-interval-updates": interval, "keep-interval-updates": 1}
     arguments = [part for key, value in named.items() for part in (f"--{key}", f"{value}")]
     return [*arguments, "--maximize-best-checkpoint-metric", "--no-epoch-checkpoints"] + list(
         recipe.flags
