@@ -18,6 +18,6 @@ find_or_make_environment ""
 export THP_MEM_ALLOC_ENABLE="${THP_MEM_ALLOC_ENABLE:-1}"
 export MALLOC_MMAP_MAX_="${MALLOC_MMAP_MAX_:-0}" MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-1000000000000}"
 # OpenMP's threads wait at each barrier; spinning, they take the cores from other programs and wait
-# the longer for them
-[[ -n ${OMP_WAIT_POLICY:-} ]] || export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-1000}"
+# the longer for them: python -m benchmarks.busy
+[[ -n ${OMP_WAIT_POLICY:-} ]] || export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-10000}"
 exec "$PYTHON" -c "$LAUNCH" "$ROOT" fairseq_csp.train_lra "$@"

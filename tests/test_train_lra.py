@@ -265,3 +265,26 @@ def test_files_where_it_is_called_are_not_run(tmp_path):
     )  # fmt: skip
     assert "gpus is 9, but " in answer.stderr
     assert answer.returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [
+        ({}, "10000"),
+        ({"GOMP_SPINCOUNT": "7"}, "7"),
+        ({"OMP_WAIT_POLICY": "PASSIVE"}, None),
+    ],
+)
+def test_threads_do_not_spin_for_long_unless_asked_to(tmp_path, given, spins):
+    """Of a training's environment: beside other programs, spinning threads wait for each other."""
+    python = tmp_path / "python3"
+    python.write_text('#!/bin/sh\ncase "$*" in *fairseq_csp.train_lra*) env ;; esac\n')
+    python.chmod(0o755)
+    theirs = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "MALLOC_MMAP_MAX_")
+    kept = {key: value for key, value in ENVIRONMENT.items() if key not in theirs}
+    environment = kept | given | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = ["bash", str(ROOT / "train_lra.sh"), *CELL]
+    shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    values = dict(line.split("=", 1) for line in shown.stdout.splitlines() if "=" in line)
+    assert values.get("GOMP_SPINCOUNT") == spins
+    assert values["MALLOC_MMAP_MAX_"] == "0"

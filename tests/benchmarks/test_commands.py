@@ -1,16 +1,18 @@
 """The benchmark commands end to end, on tiny sizes."""
 
 import json
+import os
 import re
 import subprocess
 import sys
 from argparse import Namespace
 
+import psutil
 import pytest
 import torch
 from torch import nn
 
-from benchmarks import launches, loading, op, padding, profile, speed
+from benchmarks import busy, launches, loading, op, padding, profile, speed
 from benchmarks.models import build_model
 from benchmarks.report import Table, measure
 from fairseq_csp.errors import UserError
@@ -85,6 +87,43 @@ def test_rows_are_printed_as_they_are_measured(tmp_path, capsys):
         measure("benchmarks.step", works, rows_of, table, args)
     assert table_rows(capsys.readouterr().out)[2:] == [["first", "1"]]
     assert json.loads(args.json.read_text())["rows"] == [{"name": "first", "number": 1}]
+
+
+def test_busy(tmp_path):
+    file = tmp_path / "busy.json"
+    sizes = ["--batch", "1", "--length", "32", "--busy", "1"]
+    text = run("benchmarks.busy", *sizes, "--only", "=10000", "--json", file)
+    (row,) = json.loads(file.read_text())["rows"]
+    alone, beside = row["seconds"]
+    assert 0 < alone < 60 and 0 < beside < 60
+    head, _, shown = table_rows(text)
+    assert head == ["seconds a step", "alone", "beside 1"]
+    assert shown == ["GOMP_SPINCOUNT=10000", f"{alone:.3f}", f"{beside:.3f}"]
+
+
+def test_busy_measures_beside_busy_processes(monkeypatch):
+    """Each way of waiting has its variables and no other; the processes live as long as that."""
+    seen = []
+
+    class Measurements:
+        def best(self, specs):
+            children = psutil.Process().children()
+            names = [name for name in busy.VARIABLES if name in os.environ]
+            seen.append((len(children), names))
+            return {name: {"mean_seconds": 1.0} for name in specs}
+
+    def measure(module, works, rows_of, table, args):
+        for name in works:
+            rows_of(name, Measurements())
+
+    before = len(psutil.Process().children())
+    monkeypatch.setattr(busy, "measure", measure)
+    monkeypatch.setenv("GOMP_SPINCOUNT", "5")
+    busy.main(["--busy", "2"])
+    assert [count - before for count, _ in seen] == [0, 2] * len(busy.WAITS)
+    assert [names for _, names in seen[::2]] == [list(values) for values in busy.WAITS.values()]
+    assert len(psutil.Process().children()) == before
+    assert os.environ["GOMP_SPINCOUNT"] == "5"
 
 
 def test_speed_says_what_does_not_fit(tmp_path):
