@@ -87,6 +87,9 @@ _PROBABILITY = Numbers(0, 1, "the probability of dropping a number", below=True)
 _CHANNELS = Numbers(1, 65_536, "a number of channels")
 _EVERY = _at_least(1, "it counts epochs, updates or lines between two of them")
 _LIMIT = _at_least(0, "it is a number of updates or epochs")
+_RATE = Numbers(0, math.inf, "a learning rate", below=True)
+_FACTOR = Numbers(0, math.inf, "a factor of the learning rate", open=True, below=True)
+_SCALE = Numbers(0, math.inf, "a scale of the loss", open=True, below=True)
 _KEPT = _at_least(-1, "it is a number of checkpoints, or -1 for all")
 
 NUMBERS = {
@@ -122,15 +125,43 @@ NUMBERS = {
     "warmup_updates": _LIMIT,
     "warmup_power": Numbers(0, math.inf, "the power the rate rises with", open=True, below=True),
     "total_num_update": Numbers(0, math.inf, "a number of updates", open=True, below=True),
-    "end_learning_rate": Numbers(0, math.inf, "a learning rate", below=True),
+    "end_learning_rate": _RATE,
+    "min_lr": _RATE,
+    "max_lr": _FACTOR,
     "warmup_init_lr": Numbers(-math.inf, math.inf, "a learning rate", open=True, below=True),
     "stop_min_lr": Numbers(-math.inf, math.inf, "a learning rate", open=True, below=True),
+    "momentum": Numbers(0, 1, "the share of the last step that is kept", below=True),
+    "power": Numbers(0, math.inf, "the power the rate falls with", open=True, below=True),
+    "lr_period_updates": _at_least(-1, "a number of updates, or -1 for those of the run"),
+    "t_mult": Numbers(0, math.inf, "the factor of each period's length", open=True, below=True),
+    "lr_shrink": _FACTOR,
+    "lr_decay": _FACTOR,
+    "init_lr_scale": _FACTOR,
+    "final_lr_scale": _FACTOR,
+    "lr_deacy_period": _at_least(1, "a number of updates"),
+    "lr_threshold": Numbers(0, math.inf, "the least change that counts", below=True),
+    "lr_patience": _at_least(0, "a number of epochs"),
+    "warmup_steps": _LIMIT,
+    "hold_steps": _LIMIT,
+    "phase_ratio": Numbers(0, 1, "a share of the updates"),
+    "decay_steps": _LIMIT,
+    "force_anneal": _LIMIT,
     "update_freq": _at_least(1, "a number of batches"),
     "max_update": _LIMIT,
     "max_epoch": _LIMIT,
     "stop_time_hours": Numbers(0, math.inf, "a time", below=True),
     "patience": _at_least(-1, "a number of validations, or -1 for no end"),
     "ema_decay": Numbers(0, 1, "the share of the mean that is kept"),
+    "ema_start_update": _LIMIT,
+    "ema_update_freq": _at_least(1, "a number of updates"),
+    "fp16_init_scale": _SCALE,
+    "fp16_scale_window": _at_least(1, "a number of updates"),
+    "fp16_scale_tolerance": Numbers(0, 1, "the share of updates that may overflow"),
+    "min_loss_scale": _SCALE,
+    "threshold_loss_scale": _SCALE,
+    "amp_batch_retries": _at_least(0, "a number of batches"),
+    "amp_init_scale": _SCALE,
+    "amp_scale_window": _at_least(1, "a number of updates"),
     # the data
     "batch_size": _at_least(1, "a number of examples"),
     "batch_size_valid": _at_least(1, "a number of examples"),

@@ -1,6 +1,8 @@
 """Bad input ends in one clear sentence before training starts, and leaves nothing behind."""
 
+import dataclasses
 import os
+import re
 import shutil
 import struct
 import sys
@@ -9,10 +11,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 import torch
+from fairseq.optim import OPTIMIZER_DATACLASS_REGISTRY
+from fairseq.optim.lr_scheduler import LR_SCHEDULER_DATACLASS_REGISTRY
 from fairseq.trainer import Trainer
 from fairseq_cli import train as fairseq_train
 from fairseq_cli import validate as fairseq_validate
 
+from fairseq_csp.flags import NUMBERS, check_values
 from fairseq_csp.tasks.lra import LRATask
 from preprocess.__main__ import main as preprocess
 from tests.helpers.commands import ROOT, call, training_command
@@ -271,6 +276,8 @@ CASES = [
           ("--save-interval", "at least 1", ["0"]),
           ("--validate-interval", "at least 1", ["0"]),
       ] for value in values),
+    Case("--power of another schedule", "text", ["--power is nan, but must be a finite number"],
+         flags=["--lr-scheduler", "polynomial_decay", "--power", "nan"]),
     Case("--encoder-ffn-embed-dim 0 of a transformer", "text", ["which only MEGA takes"],
          flags=["--arch", "transformer_lra_imdb", "--encoder-ffn-embed-dim", "0"]),
     *(Case(f"--criterion {name}", "text", [f"--criterion is {name}", "lra_cross_entropy"],
@@ -521,6 +528,23 @@ def test_what_has_a_checkpoints_name_must_be_a_file(kind, whole, run, tmp_path):
     refused(["checkpoint_last.pt is no file: move it away"], run, fairseq_train, whole / "text",
             *TRAINING, *TINY, *FLAGS["text"], "--save-dir", tmp_path)  # fmt: skip
     assert last.exists()
+
+
+@pytest.mark.parametrize(
+    "registry", [OPTIMIZER_DATACLASS_REGISTRY, LR_SCHEDULER_DATACLASS_REGISTRY]
+)
+def test_the_numbers_of_every_optimizer_and_schedule_are_bounded(registry):
+    """By the table, which allows what fairseq has by default."""
+    for name, cls in registry.items():
+        numbers = {
+            entry.name: entry.default
+            for entry in dataclasses.fields(cls)
+            if re.search(r"\b(int|float)\b", str(entry.type))
+        }
+        assert numbers.keys() <= NUMBERS.keys(), name
+        check_values(
+            {key: value for key, value in numbers.items() if isinstance(value, int | float)}
+        )
 
 
 @pytest.mark.parametrize(
