@@ -7,8 +7,11 @@ the first epoch or in a traceback.
 """
 
 import os
+import tempfile
 from argparse import Namespace
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 from fairseq import options
@@ -122,6 +125,29 @@ def _check_training(values: Mapping[str, object]) -> None:
             f"{CRITERION}"
         )
     _check_best(values, getattr(criterion, "metrics", {}))
+    if values.get("tensorboard_logdir"):
+        _check_directory("--tensorboard-logdir", Path(values["tensorboard_logdir"]))
+
+
+def _check_directory(flag: str, directory: Path) -> None:
+    """Check that files can be written in a directory, which is left as it was, or not there.
+
+    Raises:
+        UserError: they cannot.
+    """
+    path = directory.absolute()
+    missing = [place for place in (path, *path.parents) if not os.path.lexists(place)]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise UserError(
+            f"{flag} {directory} cannot be made or written ({error.strerror}): name another place"
+        ) from error
+    finally:
+        for place in missing:
+            with suppress(OSError):
+                place.rmdir()
 
 
 def _make_directory(log_file: str) -> None:
