@@ -22,9 +22,14 @@ from fairseq.tasks import TASK_REGISTRY
 
 from fairseq_csp.errors import UserError
 from fairseq_csp.fairseq_patches import is_fairseqs, replaces
-from fairseq_csp.flags import check_values
+from fairseq_csp.flags import check_values, named
 
 CRITERION = "lra_cross_entropy"
+# of fairseq's schedules: a number that they divide by, and the least that it may be
+DIVISORS = (
+    ("inverse_sqrt", "warmup_updates", 1),
+    ("triangular", "lr_period_updates", 2),
+)
 ARCH_IS_MISSING = "--arch is missing: give an architecture, such as mega_lra_listop"
 
 
@@ -125,6 +130,12 @@ def _check_training(values: Mapping[str, object]) -> None:
             f"{CRITERION}"
         )
     _check_best(values, getattr(criterion, "metrics", {}))
+    for schedule, key, least in DIVISORS:
+        if values.get("lr_scheduler") == schedule and (values.get(key) or 0) < least:
+            raise UserError(
+                f"{named(key)} is {values.get(key)}, but --lr-scheduler {schedule} divides by it: "
+                f"give at least {least}"
+            )
     if values.get("tensorboard_logdir"):
         _check_directory("--tensorboard-logdir", Path(values["tensorboard_logdir"]))
 

@@ -75,8 +75,11 @@ def load(cfg: CheckpointConfig, trainer: Trainer, **arguments: object) -> tuple:
         ("--restore-file", None if cfg.restore_file == "checkpoint_last.pt" else cfg.restore_file),
         ("--finetune-from-model", cfg.finetune_from_model),
     ):
-        if path is not None and not os.path.exists(path):
-            raise UserError(f"{flag} {path} is not there")
+        if path is not None and not os.path.isfile(path):
+            raise UserError(
+                f"{flag} {path} is {'no file' if os.path.lexists(path) else 'not there'}: name a "
+                "checkpoint"
+            )
     own = os.path.realpath(os.path.join(cfg.save_dir, "checkpoint_last.pt"))
     if os.path.lexists(own) and not os.path.isfile(own):
         raise UserError(f"{own} is no file: move it away, or give another --save-dir")
@@ -88,10 +91,12 @@ def load(cfg: CheckpointConfig, trainer: Trainer, **arguments: object) -> tuple:
     # each process reads the file itself: torch refuses the pickle that fairseq would send
     cfg.load_checkpoint_on_all_dp_ranks = True
     changes: dict[str, tuple] = {}
+    found = []
     early_stopping.restore({})
 
     def read_and_compare(path: str, *arguments: object, **options: object) -> dict:
         state = read(path, *arguments, **options)
+        found.append(path)
         if goes_on or (not cfg.reset_optimizer and os.path.realpath(path) == own):
             _refuse_another_function(trainer.cfg, state["cfg"], path)
             if not cfg.reset_dataloader:
@@ -111,9 +116,10 @@ def load(cfg: CheckpointConfig, trainer: Trainer, **arguments: object) -> tuple:
     except UserError:
         raise
     except Exception as error:
-        raise _told(error) from error
+        raise _told(error, bool(found)) from error
     finally:
         checkpoint_utils.load_checkpoint_to_cpu = read
+    _check_batches(trainer.cfg, len(itr))
     _check_moments(trainer)
     _end_where_it_has_ended(cfg, trainer, itr, changes)
     if changes:
@@ -121,8 +127,28 @@ def load(cfg: CheckpointConfig, trainer: Trainer, **arguments: object) -> tuple:
     return extra, itr
 
 
-def _told(error: Exception) -> Exception:
-    """Return what is to be said of an error of fairseq's."""
+def _check_batches(cfg: DictConfig, batches: int) -> None:
+    """Refuse an epoch of which --skip-remainder-batch leaves nothing.
+
+    fairseq leaves out the last batch, and then what does not fill an update.
+    """
+    if not cfg.optimization.skip_remainder_batch:
+        return
+    batches -= 1
+    if batches < max(cfg.optimization.update_freq):
+        raise UserError(
+            f"--skip-remainder-batch leaves {max(batches, 0)} batches of an epoch, which make no "
+            "update: leave it out, or lower --batch-size or --update-freq"
+        )
+
+
+def _told(error: Exception, found: bool) -> Exception:
+    """Return what is to be said of an error of fairseq's.
+
+    Args:
+        error: raised while optimizer and schedule were made, or a checkpoint was loaded.
+        found: a checkpoint was read.
+    """
     context = error.__context__
     if isinstance(context, UserError):
         # what the model says of the weights, of which fairseq tells less
@@ -134,7 +160,8 @@ def _told(error: Exception) -> Exception:
         )
     if isinstance(error, AssertionError | ValueError | KeyError):
         # about the flags
-        return UserError(f"the checkpoint does not fit the flags: {error}")
+        why = "the checkpoint does not fit the flags" if found else "the flags do not go together"
+        return UserError(f"{why}: {error}")
     return error
 
 
