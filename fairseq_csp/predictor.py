@@ -70,7 +70,7 @@ class Inputs(Protocol):
             UserError: it cannot be.
         """
 
-    def batch(self, encoded: Sequence) -> dict[str, Tensor]:
+    def batch(self, encoded: Sequence) -> Mapping[str, Tensor | np.ndarray]:
         """Put encoded inputs together: the arguments of the model by name."""
 
 
@@ -114,7 +114,7 @@ class Texts:
             for document in documents
         )
 
-    def batch(self, encoded: Sequence[tuple[Tensor, ...]]) -> dict[str, Tensor]:
+    def batch(self, encoded: Sequence[tuple[Tensor, ...]]) -> dict[str, Tensor | np.ndarray]:
         """Put texts together: padded symbols and lengths of each document."""
         arguments = {}
         for name, rows in zip(("src", "src1"), zip(*encoded, strict=True), strict=False):
@@ -148,10 +148,9 @@ class GreyImages:
         return to_grey(image).reshape(-1)
 
     def batch(self, encoded: Sequence[np.ndarray]) -> dict[str, Tensor]:
-        """Put images together: normalised pixels, and how many each has."""
+        """Put the normalised pixels of images together."""
         rows = [pixels.normalised(image, self.task.mean, self.task.std) for image in encoded]
-        lengths = torch.tensor([len(row) for row in rows])
-        return {"src_tokens": torch.stack(rows), "src_lengths": lengths}
+        return {"src_tokens": torch.stack(rows)}
 
 
 class Images:
@@ -225,7 +224,7 @@ class Predictor(nn.Module):
     def forward(self, encoded: Sequence[object]) -> Tensor:
         """Return the probabilities (inputs, classes) of encoded inputs."""
         arguments = self.inputs.batch(encoded)
-        # lengths are lists, which stay on the host
+        # lengths are arrays, which stay on the host
         on_device = {
             name: x.to(self.device) if isinstance(x, Tensor) else x for name, x in arguments.items()
         }

@@ -6,6 +6,7 @@ import logging
 from argparse import Namespace
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from fairseq.data import Dictionary
 from fairseq.models import (
@@ -58,19 +59,23 @@ class LRAEncoder(nn.Module):
         self.encoder = encoder(cfg, dictionary)
         self.trim = not cfg.keep_padding
 
-    def forward(self, source: Tensor, lengths: Tensor | Sequence[int] | None) -> Tensor:
+    def forward(
+        self, source: Tensor, lengths: Tensor | np.ndarray | Sequence[int] | None
+    ) -> Tensor:
         """Encode (batch, positions) with lengths (batch,) to (batch, dim).
 
-        On a GPU a padded batch is encoded as it is: a pass costs more there than padding.
+        On a GPU a padded batch is encoded as it is, as a pass costs more there than padding, and
+        so is it in a graph of ``torch.compile``, which is the same for all lengths.
 
         Raises:
             ValueError: a length is not between 1 and the number of positions.
         """
         batch, positions = source.shape
         valid = SequenceLengths.of(lengths, batch, positions, source.device)
-        if not valid.host:
+        if not batch:
             return torch.zeros(0, self.vector_dim, device=source.device)
         trim = self.trim and not valid.full and source.device.type == "cpu"
+        trim = trim and not torch.compiler.is_compiling()
         buckets = length_buckets(valid.host) if trim else []
         if not buckets:
             return self.encoder(source, valid)
@@ -160,16 +165,16 @@ class LRAModel(FromPretrained, CheckpointLoading, BaseFairseqModel):
     def forward(
         self,
         src_tokens: Tensor,
-        src_lengths: Tensor | Sequence[int] | None = None,
+        src_lengths: Tensor | np.ndarray | Sequence[int] | None = None,
         src1_tokens: Tensor | None = None,
-        src1_lengths: Tensor | Sequence[int] | None = None,
+        src1_lengths: Tensor | np.ndarray | Sequence[int] | None = None,
     ) -> Tensor:
         """Classify a batch.
 
         Args:
             src_tokens: (batch, positions) symbols (int64) or pixels (floating).
-            src_lengths: (batch,) valid positions of each row; all when None. The tasks give a
-                list, so that a GPU need not be asked for them.
+            src_lengths: (batch,) valid positions of each row; all when None. The tasks give an
+                array, so that a GPU need not be asked for them.
             src1_tokens: the second document of each example, of any number of positions.
             src1_lengths: its valid positions.
 

@@ -1,9 +1,9 @@
 """Which positions of a padded batch are valid."""
 
 from collections.abc import Callable, Hashable, Sequence
-from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
@@ -17,35 +17,48 @@ class SequenceLengths:
     Attributes:
         host: one integer a row.
         positions: positions of every row, padding included.
-        full: whether no row holds padding.
+        full: whether no row holds padding, as far as is known without asking the device.
         tensor: (batch,) int64, on the device.
         mask: (batch, 1, positions) bool, true at valid positions, on the device.
+
+    Args:
+        host: one integer a row; None where they are on the device alone.
+        positions: positions of every row.
+        device: where the values are.
+        on_device: makes the tensor of what is on the device already.
+        full: whether no row holds padding; found from ``host`` when None.
     """
 
     def __init__(
         self,
-        host: Sequence[int],
+        host: Sequence[int] | None,
         positions: int,
         device: torch.device,
         on_device: Callable[[], Tensor] | None = None,
+        full: bool | None = None,
     ) -> None:
-        self.host = tuple(host)
+        self._host = None if host is None else tuple(host)
         self.positions = positions
         self.device = device
-        self.full = all(length == positions for length in self.host)
-        # makes the tensor of what is on the device already
+        if full is None:
+            full = self._host is not None and all(n == positions for n in self._host)
+        self.full = full
         self._on_device = on_device
         self._kept: dict[Hashable, Any] = {}
 
     @classmethod
     def of(
         cls,
-        lengths: Tensor | Sequence[int] | None,
+        lengths: Tensor | np.ndarray | Sequence[int] | None,
         batch: int,
         positions: int,
         device: torch.device,
     ) -> "SequenceLengths":
         """Check the lengths of a batch and bring them to the host, once.
+
+        ``torch.compile`` takes numbers on the host for constants, so that other lengths would be
+        another graph: while it looks on, a tensor or an array of them stays what it is, is not
+        checked, and counts as one of rows with padding.
 
         Args:
             lengths: (batch,) valid positions of each row, or None for all. For a tensor on a GPU
@@ -57,18 +70,32 @@ class SequenceLengths:
         Raises:
             ValueError: a length is not between 1 and ``positions``.
         """
+        if torch.compiler.is_compiling() and isinstance(lengths, Tensor | np.ndarray):
+            tensor = torch.as_tensor(lengths).to(device, torch.int64, non_blocking=True)
+            return cls(None, positions, device, lambda: tensor)
         return cls(sequence_lengths(lengths, batch, positions), positions, device)
 
-    @cached_property
+    @property
+    def host(self) -> tuple[int, ...]:
+        """One integer a row; where they are on a GPU alone the host waits."""
+        if self._host is None:
+            self._host = tuple(self.tensor.tolist())
+        return self._host
+
+    @property
     def tensor(self) -> Tensor:
         """(batch,) int64, on the device."""
-        if self._on_device is not None:
-            return self._on_device()
+        return self.kept("tensor", self._on_device or self._copied)
+
+    def _copied(self) -> Tensor:
         return torch.tensor(self.host).to(self.device, non_blocking=True)
 
-    @cached_property
+    @property
     def mask(self) -> Tensor:
         """(batch, 1, positions) bool, on the device."""
+        return self.kept("mask", self._masked)
+
+    def _masked(self) -> Tensor:
         positions = torch.arange(self.positions, device=self.device)
         return positions < self.tensor[:, None, None]
 
@@ -82,7 +109,8 @@ class SequenceLengths:
 
     def of_positions(self, positions: int) -> "SequenceLengths":
         """Return the same lengths of rows with another number of positions."""
-        return SequenceLengths(self.host, positions, self.device, lambda: self.tensor)
+        full = self.full and positions == self.positions
+        return SequenceLengths(self._host, positions, self.device, lambda: self.tensor, full)
 
     def kept(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """Return what ``make`` makes of the lengths, once a batch: the layers share it.
@@ -101,13 +129,15 @@ class SequenceLengths:
 
     def _chunks(self, size: int) -> "SequenceLengths":
         count = self.positions // size
-        host = [min(max(n - k * size, 0), size) for n in self.host for k in range(count)]
+        host = self._host and [
+            min(max(n - k * size, 0), size) for n in self._host for k in range(count)
+        ]
 
         def on_device() -> Tensor:
             before = torch.arange(count, device=self.device) * size
             return (self.tensor[:, None] - before).clamp(0, size).flatten()
 
-        return SequenceLengths(host, size, self.device, on_device)
+        return SequenceLengths(host, size, self.device, on_device, self.full or None)
 
     def repeat(self, times: int) -> "SequenceLengths":
         """Return the lengths that result when each row is repeated, one after the other."""
@@ -116,12 +146,12 @@ class SequenceLengths:
         return self.kept(("repeat", times), lambda: self._repeat(times))
 
     def _repeat(self, times: int) -> "SequenceLengths":
-        host = [n for n in self.host for _ in range(times)]
+        host = self._host and [n for n in self._host for _ in range(times)]
 
         def on_device() -> Tensor:
             return self.tensor[:, None].expand(-1, times).flatten()
 
-        return SequenceLengths(host, self.positions, self.device, on_device)
+        return SequenceLengths(host, self.positions, self.device, on_device, self.full)
 
 
 class _ZeroPadding(torch.autograd.Function):

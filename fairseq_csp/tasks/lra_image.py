@@ -9,7 +9,6 @@ from typing import Optional
 
 from fairseq.tasks import register_task
 
-from fairseq_csp.data.lengths import LengthDataset
 from fairseq_csp.data.pixels import PixelDataset, load_labels, pixels_of_an_image
 from fairseq_csp.errors import UserError
 from fairseq_csp.tasks.lra import LRATask, LRATaskConfig, kept_value
@@ -122,6 +121,6 @@ class LRAImageTask(LRATask):
                 f"{of_train:,}: they are of different data sets"
             )
         labels = load_labels(self.cfg.data, split, len(images))
-        net_input = {"src_tokens": images, "src_lengths": LengthDataset(images)}
+        net_input = {"src_tokens": images}
         self.datasets[split] = self.assemble(split, net_input, labels, images.sizes, images)
         logger.info(f"{split}: {len(images):,} images of {pixels:,} pixels")

@@ -127,6 +127,7 @@ def to_device(model) -> None:
 
 def sample_of(cell: Cell, lengths: list[int]) -> dict:
     """Return a batch of the device as fairseq's trainer prepares it."""
+    import numpy as np
     import torch
     from fairseq.utils import apply_to_sample
 
@@ -134,10 +135,10 @@ def sample_of(cell: Cell, lengths: list[int]) -> dict:
     if cell.family == "vit":
         inputs = {"images": torch.empty(rows, 3, 24, 24)}
     elif cell.source == "image":
-        inputs = {"src_tokens": torch.empty(rows, 36), "src_lengths": [36] * rows}
+        inputs = {"src_tokens": torch.empty(rows, 36)}
     else:
         tokens = torch.zeros(rows, max(lengths), dtype=torch.int64)
-        inputs = {"src_tokens": tokens, "src_lengths": list(lengths)}
+        inputs = {"src_tokens": tokens, "src_lengths": np.array(lengths)}
     sample = {"net_input": inputs, "target": torch.zeros(rows, dtype=torch.int64), "ntokens": 9}
 
     def move(x):

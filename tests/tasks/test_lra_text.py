@@ -45,7 +45,7 @@ def test_two_documents(pairs):
     inputs = batch["net_input"]
     assert set(inputs) == {"src_tokens", "src_lengths", "src1_tokens", "src1_lengths"}
     # on the host, so that a GPU need not be asked for them
-    assert isinstance(inputs["src_lengths"], list)
+    assert isinstance(inputs["src_lengths"], np.ndarray)
     lengths, lengths1 = (torch.tensor(inputs[name]) for name in ("src_lengths", "src1_lengths"))
     assert not torch.equal(lengths, lengths1)
     for tokens, counts in ((inputs["src_tokens"], lengths), (inputs["src1_tokens"], lengths1)):

@@ -138,7 +138,7 @@ class TransformerEncoder(Encoder):
             x = self.emb_layer_norm(x)
         x = dropout(x, self.cfg.dropout, self.training)
         x = lengths.zero_padding(x.permute(0, 2, 1)).permute(2, 0, 1)
-        stream = start_stream(self.layers, len(lengths.host))
+        stream = start_stream(self.layers, source.size(0))
         for layer in self.layers:
             for repeat in range(self.repeats):
                 x = layer(x, lengths, repeat, stream)

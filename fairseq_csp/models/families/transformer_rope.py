@@ -115,7 +115,7 @@ class RotaryTransformerEncoder(Encoder):
             (batch, dim), float32 or wider.
         """
         x = dropout(self.embed_tokens(source), self.cfg.dropout, self.training).transpose(0, 1)
-        stream = start_stream(self.layers, len(lengths.host))
+        stream = start_stream(self.layers, source.size(0))
         for layer in self.layers:
             x = layer(x, lengths, stream=stream)
         return pool(self.final_norm(x).permute(1, 2, 0), lengths, self.cfg.sen_rep_type)

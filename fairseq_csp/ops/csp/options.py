@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from numbers import Integral
 
+import numpy as np
 from torch import Tensor
 
 SHIFTS = ("exponential", "linear", "none")
@@ -47,7 +48,7 @@ def check_layer(layer: int, num_layers: int) -> None:
 
 
 def sequence_lengths(
-    lengths: Tensor | Sequence[int] | None, batch: int, positions: int
+    lengths: Tensor | np.ndarray | Sequence[int] | None, batch: int, positions: int
 ) -> tuple[int, ...]:
     """Check sequence lengths and bring them to the host.
 
@@ -66,12 +67,13 @@ def sequence_lengths(
     """
     if lengths is None:
         return (positions,) * batch
-    if isinstance(lengths, Tensor) and lengths.dim() != 1:
+    array = isinstance(lengths, Tensor | np.ndarray)
+    if array and lengths.ndim != 1:
         raise ValueError(
             f"lengths must be of shape ({batch},), one for each sequence, got "
             f"{tuple(lengths.shape)}"
         )
-    listed = lengths.tolist() if isinstance(lengths, Tensor) else list(lengths)
+    listed = lengths.tolist() if array else list(lengths)
     if len(listed) != batch:
         raise ValueError(f"{len(listed)} lengths were given for {batch} sequences")
     for index, length in enumerate(listed):
