@@ -46,6 +46,10 @@ class LRATaskConfig(FairseqDataclass):
     data: str = field(default=MISSING, metadata={"help": "directory of the prepared data"})
     sentence_class_num: int = field(default=2, metadata={"help": "number of classes"})
     no_shuffle: bool = field(default=False, metadata={"help": "train in the order of the data"})
+    tf32: bool = field(
+        default=False,
+        metadata={"help": "on a GPU: float32 products of numbers rounded to 11 bits (TF32)"},
+    )
     seed: int = II("common.seed")
 
 
@@ -75,6 +79,8 @@ class LRATask(FairseqTask):
                 f"{cfg.data} is no directory: `python -m preprocess --help` tells how to prepare "
                 "data"
             )
+        if cfg.tf32:
+            torch.backends.cuda.matmul.allow_tf32 = True
         self._update, self._model = 0, None
         self._outlining = False
         self._prints: dict[str, dict] = {}

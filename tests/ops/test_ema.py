@@ -10,6 +10,7 @@ from fairseq_csp.ops.ema import (
     convolve,
     ema_kernel,
     ema_kernel_naive,
+    fast_size,
     moving_average_naive,
 )
 
@@ -136,6 +137,27 @@ def test_sizes_of_the_fft():
     assert sizes == [8, 18, 32, 100]
     assert circular_kernel(torch.zeros(2, 4000), torch.zeros(1), 4000).size(1) == 8000
     assert circular_kernel(torch.zeros(2, 1), torch.zeros(1), 1).size(1) == 1
+
+
+def test_few_sizes_of_the_fft_on_a_gpu(monkeypatch):
+    """A GPU's library makes a plan for each; tensors without numbers stand for those of one."""
+    sizes = set()
+    for positions in range(1, 4001):
+        lags = min(positions, 1024)
+        kernel, skip = torch.zeros(2, lags, device="meta"), torch.zeros(1, device="meta")
+        size = circular_kernel(kernel, skip, positions).size(1)
+        assert size >= positions + lags - 1
+        sizes.add(size)
+    assert sizes == {512 * factor for factor in (1, 2, 3, 4, 5, 6, 8, 9, 10)}
+
+    values = parameters(2, 3)
+    x = torch.randn(2, 2, 600, dtype=torch.float64)
+    exact = fast(x, *values)
+    monkeypatch.setattr(
+        "fairseq_csp.ops.ema.convolution.fast_size",
+        lambda least, _: fast_size(least, torch.device("cuda")),
+    )
+    torch.testing.assert_close(fast(x, *values), exact, rtol=0, atol=1e-12)
 
 
 def test_compiles_without_a_break():

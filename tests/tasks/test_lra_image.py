@@ -133,3 +133,32 @@ def test_batch_norm_survives_a_checkpoint(images, norm, tmp_path):
     task, cfg = setup(images, "--norm-type", other, "--encoder-normalize-before")
     model = task.build_model(cfg.model)
     model.load_state_dict(checkpoint["model"])
+
+
+def test_products_in_tf32(images):
+    products = torch.backends.cuda.matmul
+    assert not products.allow_tf32
+    setup(images)
+    assert not products.allow_tf32
+    try:
+        setup(images, "--tf32")
+        assert products.allow_tf32
+    finally:
+        products.allow_tf32 = False
+
+
+def test_batches_for_a_gpu_are_pinned(images, monkeypatch):
+    """fairseq copies them without waiting, which is so from pinned memory alone."""
+    asked = []
+    loader = torch.utils.data.DataLoader
+
+    def noting(*args, **kwargs):
+        asked.append(kwargs["pin_memory"])
+        return loader(*args, **kwargs)
+
+    monkeypatch.setattr(torch.utils.data, "DataLoader", noting)
+    task, _ = setup(images)
+    task.load_dataset("train")
+    batches = task.get_batch_iterator(task.dataset("train"), max_sentences=4)
+    assert len(list(batches.next_epoch_itr())) == 3
+    assert asked == [True]

@@ -164,8 +164,8 @@ class HyenaAttention(ValueAttention):
 
     def _circles(self, positions: int) -> Tensor:
         """Return the long filters on circles, (orders * channels, size), float32 or wider."""
-        size = fast_size(2 * positions)
         ahead = self.filter_fn(positions)
+        size = fast_size(2 * positions, ahead.device)
         own = ahead[:, :1] + self.filter_fn.bias.unsqueeze(1)
         ahead = torch.cat([own, ahead[:, 1:]], 1)
         empty = ahead.new_zeros(len(ahead), size - positions)

@@ -150,7 +150,7 @@ def _correlate(decay: Tensor, values: Tensor, queries: Tensor, keys: Tensor) -> 
         (batch, channels, n).
     """
     n = values.size(2)
-    size = fast_size(2 * n - 1)
+    size = fast_size(2 * n - 1, values.device)
     kernel = torch.fft.rfft(decay.flip(1), size)[:, None, None]
     products = keys.unsqueeze(2) * values.unsqueeze(1)
     spread = torch.fft.irfft(torch.fft.rfft(products, size) * kernel, size)

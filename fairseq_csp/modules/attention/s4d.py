@@ -81,7 +81,7 @@ class S4DAttention(ValueAttention):
         skip = self.D.to(kernel.dtype)
         if len(kernel) == 1:
             back = torch.cat([kernel[0, :, :1] + skip[:, None], kernel[0, :, 1:]], dim=1)
-            size = fast_size(2 * positions)
+            size = fast_size(2 * positions, kernel.device)
             return nn.functional.pad(back, (0, size - positions))
         back, ahead = kernel
         # the kernel that looks ahead begins one position on

@@ -14,6 +14,8 @@ FAST_SIZES = sorted(
     for c in range(11)
     if 2**a * 3**b * 5**c <= 1 << 24
 )
+# on a GPU they are multiples of this, so that batches of all lengths share few plans
+GPU_GRAIN = 512
 
 
 def circular_kernel(kernel: Tensor, skip: Tensor, positions: int) -> Tensor:
@@ -26,11 +28,11 @@ def circular_kernel(kernel: Tensor, skip: Tensor, positions: int) -> Tensor:
         positions: positions of the sequences it will be applied to.
 
     Returns:
-        (D, size), the dtype of the kernel, with the smallest fast FFT size on which the directions
-        do not meet.
+        (D, size), the dtype of the kernel, with the :func:`fast_size` on which the directions do
+        not meet.
     """
     back, ahead = kernel.chunk(2)
-    size = fast_size(positions + kernel.size(1) - 1)
+    size = fast_size(positions + kernel.size(1) - 1, kernel.device)
     here = back[:, :1] + ahead[:, :1] + skip.to(kernel.dtype).unsqueeze(1)
     between = back.new_zeros(back.size(0), size - 2 * kernel.size(1) + 1)
     return torch.cat([here, back[:, 1:], between, ahead[:, 1:].flip(1)], dim=1)
@@ -92,9 +94,13 @@ def _sum_of_products(first: Tensor, second: Tensor) -> Tensor:
     return total
 
 
-def fast_size(least: int) -> int:
-    """Return the smallest length, at least ``least``, for which an FFT is fast."""
-    return next(size for size in FAST_SIZES if size >= least)
+def fast_size(least: int, device: torch.device) -> int:
+    """Return the smallest length, at least ``least``, for which an FFT is fast on a device.
+
+    A GPU's library plans each length anew: there it is one of few.
+    """
+    grain = 1 if device.type == "cpu" else GPU_GRAIN
+    return next(size for size in FAST_SIZES if size >= least and size % grain == 0)
 
 
 def _spectrum(x: Tensor, size: int) -> Tensor:
