@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from fairseq_csp.ops.kernels import fused
+from fairseq_csp.ops.kernels import contiguous_positions, fused
 
 LEVELS = 1 << 7
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -128,8 +128,7 @@ class _FusedDropout(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None]:
-        grad = grad if grad.stride(2) == 1 else grad.contiguous()
-        return drop_by_seed(grad, *ctx.drawn), None, None
+        return drop_by_seed(contiguous_positions(grad), *ctx.drawn), None, None
 
 
 class _Dropout(torch.autograd.Function):

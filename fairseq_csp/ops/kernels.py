@@ -80,6 +80,31 @@ def fused(*tensors: Tensor) -> Any | None:
     return torch.ops.fairseq_csp_triton if name == "triton" and first.numel() else None
 
 
+def native_operators(*tensors: Tensor) -> Any | None:
+    """Return the C++ kernels for the channels of some tensors, None where they do not serve.
+
+    Args:
+        tensors: on a CPU, of one dtype: float32, bfloat16 or float64; those of three dimensions
+            (batch, channels, positions) with contiguous positions.
+
+    Returns:
+        A namespace of operators.
+    """
+    first = tensors[0]
+    if torch.compiler.is_compiling() or first.device.type != "cpu":
+        return None
+    if first.dtype not in (torch.float32, torch.bfloat16, torch.float64):
+        return None
+    if any(x.dtype != first.dtype or (x.dim() == 3 and x.stride(2) != 1) for x in tensors):
+        return None
+    return torch.ops.fairseq_csp_native if implementation(first.device) == "native" else None
+
+
+def contiguous_positions(grad: Tensor) -> Tensor:
+    """Return a gradient as the kernels take it; that of a sum is one number expanded."""
+    return grad if grad.stride(2) == 1 else grad.contiguous()
+
+
 @lru_cache(maxsize=len(CHOICES))
 def _native(choice: str) -> bool:
     problem = native.load()

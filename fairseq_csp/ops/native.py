@@ -61,11 +61,15 @@ def _sources() -> list[Path]:
     return sorted(Path(__file__).parent.rglob("*.cpp"))
 
 
+def _headers() -> list[Path]:
+    return sorted(Path(__file__).parent.rglob("*.h"))
+
+
 def _key() -> str:
     digest = hashlib.sha256()
     for part in (torch.__version__, _processor(), *_flags()):
         digest.update(part.encode() + b"\0")
-    for source in _sources():
+    for source in _sources() + _headers():
         digest.update(source.read_bytes())
     return digest.hexdigest()[:16]
 

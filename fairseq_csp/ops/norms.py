@@ -1,12 +1,15 @@
 """Normalisation over the channels of (batch, channels, positions), without transposing.
 
 PyTorch's own layer norm wants the channels last; on this layout it would copy its input and its
-output. Statistics are taken in float32 or wider.
+output. Statistics are taken in float32 or wider. On a CPU the kernels (``norms.cpp``) read each
+number from memory once, forward and backward.
 """
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
+
+from fairseq_csp.ops.kernels import contiguous_positions, native_operators
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -20,6 +23,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     Returns:
         (batch, channels, positions), the dtype of ``x``.
     """
+    if native_operators(x, weight):
+        return _NativeNorm.apply(x, weight, None, eps)
     return _RMSNorm.apply(x, weight, eps)
 
 
@@ -35,7 +40,29 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     Returns:
         (batch, channels, positions), the dtype of ``x``.
     """
+    if native_operators(x, weight, bias):
+        return _NativeNorm.apply(x, weight, bias, eps)
     return _LayerNorm.apply(x, weight, bias, eps)
+
+
+class _NativeNorm(torch.autograd.Function):
+    """Layer norm, or RMS norm where there is no bias."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float
+    ) -> Tensor:
+        out, mean, inverse = native_operators(x).norm(x, weight, bias, eps)
+        ctx.save_for_backward(x, weight, mean, inverse)
+        ctx.centred = bias is not None
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        backward = native_operators(ctx.saved_tensors[0]).norm_backward
+        grad_x, grad_weight, grad_bias = backward(contiguous_positions(grad), *ctx.saved_tensors)
+        return grad_x, grad_weight, grad_bias if ctx.centred else None, None
 
 
 class _RMSNorm(torch.autograd.Function):

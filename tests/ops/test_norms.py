@@ -6,12 +6,14 @@ import torch.nn.functional as F
 
 from fairseq_csp.ops.norms import layer_norm, rms_norm
 
+pytestmark = pytest.mark.usefixtures("every_implementation")
+
 
 def last(function, x):
     return function(x.transpose(1, 2)).transpose(1, 2)
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 5, 7), (3, 16, 1)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 5, 7), (3, 16, 1), (2, 3, 600)], ids=str)
 def test_equal_torch_in_value_and_gradient(shape):
     generator = torch.Generator().manual_seed(0)
     x, weight, bias, incoming = (

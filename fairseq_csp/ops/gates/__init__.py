@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from fairseq_csp.ops.dropout import draw_seed, drop_by_seed, dropout
-from fairseq_csp.ops.kernels import fused
+from fairseq_csp.ops.kernels import contiguous_positions, fused
 
 
 def silu_dropout(x: Tensor, p: float, training: bool) -> Tensor:
@@ -95,7 +95,7 @@ class _SiluDropout(torch.autograd.Function):
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None]:
         (x,) = ctx.saved_tensors
         backward = fused(x).silu_dropout_backward
-        return backward(_positions_contiguous(grad), x, *ctx.drawn), None, None
+        return backward(contiguous_positions(grad), x, *ctx.drawn), None, None
 
 
 class _DropoutAdd(torch.autograd.Function):
@@ -107,7 +107,7 @@ class _DropoutAdd(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        dropped = drop_by_seed(_positions_contiguous(grad), *ctx.drawn)
+        dropped = drop_by_seed(contiguous_positions(grad), *ctx.drawn)
         return dropped, grad, None, None
 
 
@@ -130,11 +130,6 @@ class _GatedResidual(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         backward = fused(ctx.saved_tensors[0]).gated_residual_backward
-        grad = _positions_contiguous(grad)
+        grad = contiguous_positions(grad)
         residual, update, inner = backward(grad, *ctx.saved_tensors, *ctx.drawn)
         return residual, update, inner, inner, None, None
-
-
-def _positions_contiguous(grad: Tensor) -> Tensor:
-    # such as the gradient of a sum, which is one number expanded
-    return grad if grad.stride(2) == 1 else grad.contiguous()

@@ -4,125 +4,16 @@
 // computed in float32. What is dropped follows from a seed, the channel and the position, so that a
 // backward pass draws it again instead of reading it.
 
-#include <ATen/Parallel.h>
-#include <ATen/core/Tensor.h>
-#include <ATen/cpu/vec/vec.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
-#include <algorithm>
-#include <array>
-#include <cstdint>
-#include <cstring>
-#include <optional>
 #include <tuple>
+
+#include "../blocks.h"
 
 namespace {
 
-// the numbers of a block are independent of one another
-#define EACH(j) _Pragma("omp simd") for (int j = 0; j < kBlock; ++j)
-
-constexpr int64_t kBlock = 64;
-using Vec = at::vec::Vectorized<float>;
-using In = const float* const*;
-using Out = float* const*;
-
-// ---- numbers ----
-
-// Where a block's numbers are read from: its place in a tensor, or the buffer it is copied to.
-inline const float* load(const float* from, int64_t count, float* buffer) {
-  if (count == kBlock) return from;
-  std::memcpy(buffer, from, count * sizeof(float));
-  std::fill(buffer + count, buffer + kBlock, 0.f);
-  return buffer;
-}
-
-inline const float* load(const at::BFloat16* from, int64_t count, float* buffer) {
-  uint16_t half[kBlock] = {};
-  std::memcpy(half, from, count * sizeof(uint16_t));
-  uint32_t bits[kBlock];
-  EACH(j) bits[j] = uint32_t(half[j]) << 16;
-  std::memcpy(buffer, bits, sizeof(bits));
-  return buffer;
-}
-
-// Where a block's numbers are written to, before store().
-inline float* place(float* to, int64_t count, float* buffer) {
-  return count == kBlock ? to : buffer;
-}
-
-inline float* place(at::BFloat16*, int64_t, float* buffer) { return buffer; }
-
-inline void store(const float* buffer, int64_t count, float* to) {
-  if (count < kBlock) std::memcpy(to, buffer, count * sizeof(float));
-}
-
-inline void store(const float* buffer, int64_t count, at::BFloat16* to) {
-  uint32_t bits[kBlock];
-  uint16_t half[kBlock];
-  std::memcpy(bits, buffer, sizeof(bits));
-  EACH(j) {
-    // to the nearest, ties to even; NaN stays NaN
-    const uint32_t rounded = (bits[j] + 0x7FFF + (bits[j] >> 16 & 1)) >> 16;
-    const bool nan = (bits[j] & 0x7FFFFFFF) > 0x7F800000;
-    half[j] = nan ? 0x7FC0 : uint16_t(rounded);
-  }
-  std::memcpy(to, half, count * sizeof(uint16_t));
-}
-
-inline Vec sigmoid(const Vec& x) { return Vec(1.f) / (Vec(1.f) + x.neg().exp()); }
-
-// The derivative of silu(x), where gate is sigmoid(x).
-inline Vec silu_slope(const Vec& x, const Vec& gate) {
-  return gate * (Vec(1.f) + x * (Vec(1.f) - gate));
-}
-
-// ---- dropout ----
-
-inline uint64_t mixed(uint64_t x) {
-  x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9u;
-  x = (x ^ x >> 27) * 0x94D049BB133111EBu;
-  return x ^ x >> 31;
-}
-
-// factor * x, and 0 where the factor is, for infinities too
-inline Vec keep(const float* factor, const Vec& x) {
-  const Vec factors = Vec::loadu(factor), zero(0.f);
-  return Vec::blendv(zero, factors * x, factors != zero);
-}
-
-// What is kept of one channel, and by what it is multiplied.
-struct Dropout {
-  uint32_t key, threshold;
-  float scale;
-  bool active;
-
-  Dropout(double p, uint64_t seed, int64_t row) {
-    const uint64_t draw = mixed(seed + mixed(uint64_t(row) + 0x9E3779B97F4A7C15u));
-    key = uint32_t(draw);
-    active = p > 0;
-    // 16 bits a number; the threshold is rounded at random, so that p is exact
-    threshold = uint32_t(p * 65536 + double(draw >> 40) / double(1 << 24));
-    scale = p < 1 ? float(1 / (1 - p)) : 0.f;
-  }
-
-  // The factors of the numbers from position first on, 0 or the scale.
-  void factors(int64_t first, float* to) const {
-    uint32_t bits[kBlock / 2];
-    for (int j = 0; j < kBlock / 2; ++j) {
-      uint32_t x = (uint32_t(first) / 2 + j) * 0x9E3779B1u + key;
-      x = (x ^ x >> 16) * 0x7FEB352Du;
-      x = (x ^ x >> 15) * 0x846CA68Bu;
-      x = (x ^ x >> 16) + key;
-      x = (x ^ x >> 15) * 0x2C1B3C6Du;
-      bits[j] = x ^ x >> 16;
-    }
-    for (int j = 0; j < kBlock / 2; ++j) {
-      to[j] = (bits[j] & 0xFFFF) < threshold ? 0.f : scale;
-      to[j + kBlock / 2] = bits[j] >> 16 < threshold ? 0.f : scale;
-    }
-  }
-};
+using namespace fairseq_csp;
 
 // ---- a batch ----
 
@@ -134,27 +25,21 @@ void run(
   const int64_t rows = to[0].size(0) * channels;
   const int64_t grain = std::max<int64_t>(1, 16384 / std::max<int64_t>(positions, 1));
   at::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
-    float in_buffer[inputs][kBlock], out_buffer[outputs][kBlock], factors[kBlock];
-    const float* in[inputs];
-    float* out[outputs];
+    float factors[kBlock];
     std::fill(factors, factors + kBlock, 1.f);
     for (int64_t row = begin; row < end; ++row) {
       const auto offset = [&](const at::Tensor& tensor) {
         return row / channels * tensor.stride(0) + row % channels * tensor.stride(1);
       };
-      const T* source[inputs];
-      T* target[outputs];
+      std::array<const T*, inputs> source;
+      std::array<T*, outputs> target;
       for (size_t k = 0; k < inputs; ++k) source[k] = from[k].template const_data_ptr<T>() + offset(from[k]);
       for (size_t k = 0; k < outputs; ++k) target[k] = to[k].template data_ptr<T>() + offset(to[k]);
       const Dropout dropout(p, uint64_t(seed), row);
-      for (int64_t i = 0; i < positions; i += kBlock) {
-        const int64_t count = std::min(kBlock, positions - i);
-        for (size_t k = 0; k < inputs; ++k) in[k] = load(source[k] + i, count, in_buffer[k]);
-        for (size_t k = 0; k < outputs; ++k) out[k] = place(target[k] + i, count, out_buffer[k]);
+      each_block<T>(positions, source, target, [&](int64_t i, In in, Out out) {
         if (dropout.active) dropout.factors(i, factors);
         function(in, out, factors);
-        for (size_t k = 0; k < outputs; ++k) store(out[k], count, target[k] + i);
-      }
+      });
     }
   });
 }
@@ -176,12 +61,6 @@ std::array<at::Tensor, outputs> pointwise(
     default: TORCH_CHECK(false, "numbers of ", from[0].scalar_type(), " have no kernel");
   }
   return to;
-}
-
-// Call function(j) for the first number of each vector of a block.
-template <typename Function>
-inline void each_vector(const Function& function) {
-  for (int64_t j = 0; j < kBlock; j += Vec::size()) function(j);
 }
 
 // silu(x) * factor
