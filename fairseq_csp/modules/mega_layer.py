@@ -21,6 +21,7 @@ from fairseq_csp.modules.pointwise import (
     silu_linear,
 )
 from fairseq_csp.ops.gates import gated_residual
+from fairseq_csp.ops.layers import gated_mixing
 
 
 class GatedMovingAverage(GatedAttention):
@@ -89,11 +90,18 @@ class GatedMovingAverage(GatedAttention):
         if self.prenorm:
             x = self.norm(x)
         values = self._activate(self.activation, linear(self.v_proj, x), self.hidden_dropout)
-        average = self._activate(nn.functional.silu, self.move(x, lengths), self.dropout)
+        average = self.move(x, lengths)
+        plain = self.activation is nn.functional.silu and not self.feature_dropout
+        if plain and not self.query_dim:
+            mixed = self._attend(values, average[:, :0], lengths)
+            maps = (self.mx_proj.weight, self.mx_proj.bias, self.h_proj.weight, self.h_proj.bias)
+            out = gated_mixing(average, mixed, residual, *maps, self.dropout, self.training)
+            return out if self.prenorm else self.norm(out)
+        average = self._activate(nn.functional.silu, average, self.dropout)
         update, queries, reset, direct = linear_split(self.mx_proj, average, self.sizes)
         mixed = self._attend(values, nn.functional.silu(queries), lengths)
         mixed = silu_linear(self.h_proj, reset, mixed)
-        if self.activation is nn.functional.silu and not self.feature_dropout:
+        if plain:
             out = gated_residual(residual, update, direct, mixed, self.dropout, self.training)
         else:
             candidate = self._activate(self.activation, direct + mixed, self.dropout)

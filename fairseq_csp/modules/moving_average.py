@@ -50,7 +50,7 @@ class MovingAverage(nn.Module):
             return self._compute(lags)
         if self._kept is None or self._kept.size(1) < lags:
             self._kept = self._compute(lags)
-        return self._kept[:, :lags]
+        return self._kept if self._kept.size(1) == lags else self._kept[:, :lags]
 
     def _compute(self, lags: int) -> Tensor:
         return ema_kernel(self.delta, self.alpha, self.beta, self.gamma, lags)

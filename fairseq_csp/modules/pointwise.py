@@ -10,6 +10,7 @@ from fairseq_csp.modules.norms import SequenceNorm
 from fairseq_csp.ops import linear as ops
 from fairseq_csp.ops.dropout import dropout as drop_numbers
 from fairseq_csp.ops.gates import dropout_add, silu_dropout
+from fairseq_csp.ops.layers import feed_forward
 
 
 def linear(layer: nn.Linear, x: Tensor) -> Tensor:
@@ -119,8 +120,13 @@ class NormalizedFeedForward(nn.Module):
         residual = x
         if self.prenorm:
             x = self.norm(x)
+        kept_whole = self.activation is F.silu and not (self.training and self.hidden_dropout)
+        if kept_whole and not self.feature_dropout:
+            maps = (self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
+            x = feed_forward(x, residual, *maps, self.dropout, self.training)
+            return x if self.prenorm else self.norm(x)
         x = linear(self.fc1, x)
-        if self.activation is F.silu and not (self.training and self.hidden_dropout):
+        if kept_whole:
             x = silu_linear(self.fc2, x)
         else:
             p, whole_channels = self.hidden_dropout, self.feature_dropout

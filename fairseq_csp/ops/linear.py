@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from fairseq_csp.ops.kernels import fused
+from fairseq_csp.ops.kernels import fused, native_operators
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -76,9 +76,22 @@ def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tensors
 
 
-def _sum_over_positions(grad: Tensor) -> Tensor:
+def _map_gradients(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradients of a linear map's weight and bias.
+
+    Args:
+        grad: (batch, outputs, positions).
+        x: (batch, inputs, positions), what the map was applied to.
+        weight: (outputs, inputs).
+    """
+    if grad.dtype != torch.float64 and (kernels := native_operators(grad, x, weight)):
+        return kernels.linear_gradients(grad, x, weight)
     # one dimension at a time: over both at once torch first copies a bfloat16 tensor to float32
-    return grad.sum(2).sum(0)
+    return torch.bmm(grad, x.transpose(1, 2)).sum(0), grad.sum(2).sum(0)
+
+
+def _join(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def _repeat(weight: Tensor, x: Tensor) -> Tensor:
@@ -107,9 +120,9 @@ class _LinearSplit(torch.autograd.Function):
         for grad, rows in parts:
             product = (_repeat(rows.t(), x), grad)
             grad_x = torch.bmm(*product) if grad_x is None else grad_x.baddbmm_(*product)
-        grad_weight = [torch.bmm(grad, x.transpose(1, 2)).sum(0) for grad, _ in parts]
-        grad_bias = [_sum_over_positions(grad) for grad, _ in parts]
-        return grad_x, torch.cat(grad_weight), torch.cat(grad_bias), None
+        gradients = [_map_gradients(grad, x, rows) for grad, rows in parts]
+        grad_weight, grad_bias = (_join(parts) for parts in zip(*gradients, strict=True))
+        return grad_x, grad_weight, grad_bias, None
 
 
 class _SiluLinear(torch.autograd.Function):
@@ -137,8 +150,7 @@ class _SiluLinear(torch.autograd.Function):
         else:
             activated = F.silu(x)
             hidden = activated * factor[0] if factor else activated
-        grad_weight = torch.bmm(grad, hidden.transpose(1, 2)).sum(0)
-        grad_bias = _sum_over_positions(grad)
+        grad_weight, grad_bias = _map_gradients(grad, hidden, weight)
         del hidden
         grad = torch.bmm(_repeat(weight.t(), x), grad)
         if kernels:
