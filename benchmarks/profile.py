@@ -25,13 +25,18 @@ FUNCTIONS = {
     "_Dropout": "dropout",
     "_NativeDropout": "dropout",
     "_RMSNorm": "norms",
+    "_NativeNorm": "norms",
+    "_FeedForward": "activations and gates",
+    "_GatedMixing": "activations and gates",
     "_SiluDropout": "activations and gates",
     "_GatedResidual": "activations and gates",
     "LerpBackward": "activations and gates",
 }
+# products, also those inside a function of another kind
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
 # by a part of an operator's name
 OPERATORS = {
-    "bmm": "matrix products",
+    "linear_gradients": "activations and gates",
     "silu": "activations and gates",
     "sigmoid": "activations and gates",
     "lerp": "activations and gates",
@@ -40,6 +45,8 @@ OPERATORS = {
 
 def kind(event: FunctionEvent) -> str:
     """Tell the kind of work of one call: by a function around it, else by its own name."""
+    if event.name in PRODUCTS:
+        return "matrix products"
     outer = event
     while outer is not None:
         for part, name in FUNCTIONS.items():

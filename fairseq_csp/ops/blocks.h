@@ -128,6 +128,11 @@ struct Dropout {
 
 // ---- rows and threads ----
 
+// Whether a tensor is (batch, channels, positions) with contiguous positions, or empty.
+inline bool has_rows(const at::Tensor& tensor) {
+  return tensor.dim() == 3 && (tensor.stride(2) == 1 || tensor.size(2) < 2 || !tensor.numel());
+}
+
 // Call function(j) for the first number of each vector of a block.
 template <typename V = Vec, typename Function>
 inline void each_vector(const Function& function) {

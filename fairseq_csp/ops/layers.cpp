@@ -22,8 +22,8 @@ namespace {
 using namespace fairseq_csp;
 using at::Tensor;
 
-// bytes of a block of one channel: its matrices are large enough to multiply at full speed
-constexpr int64_t kBytes = 1024;
+// positions of a block: its matrices are large enough to multiply at full speed, and fit the cache
+constexpr int64_t kWideSpan = 256, kHalfSpan = 1024;
 
 inline Vec silu(const Vec& x, const Vec& gate) { return x * gate; }
 
@@ -32,7 +32,7 @@ struct Blocks {
   int64_t size, row, count, positions;
 
   explicit Blocks(const Tensor& x)
-      : size(kBytes / x.element_size()), row((x.size(2) + size - 1) / size),
+      : size(x.element_size() == 2 ? kHalfSpan : kWideSpan), row((x.size(2) + size - 1) / size),
         count(x.size(0) * row), positions(x.size(2)) {}
 
   int64_t batch(int64_t item) const { return item / row; }
@@ -124,8 +124,7 @@ struct Kept {
 template <typename Function>
 void by_dtype(const std::vector<Tensor>& given, const Function& function) {
   for (const Tensor& tensor : given) {
-    TORCH_CHECK(tensor.dim() == 3 && (tensor.stride(2) == 1 || tensor.size(2) < 2) &&
-        tensor.scalar_type() == given[0].scalar_type(),
+    TORCH_CHECK(has_rows(tensor) && tensor.scalar_type() == given[0].scalar_type(),
         "inputs must be of one dtype and (batch, channels, positions), with contiguous positions");
   }
   switch (given[0].scalar_type()) {

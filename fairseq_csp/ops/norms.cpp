@@ -175,7 +175,7 @@ void backward(
 
 template <typename Function>
 void by_dtype(const at::Tensor& x, const Function& function) {
-  TORCH_CHECK(x.dim() == 3 && (x.stride(2) == 1 || x.size(2) < 2),
+  TORCH_CHECK(has_rows(x),
       "inputs must be (batch, channels, positions), with contiguous positions");
   switch (x.scalar_type()) {
     case at::kFloat: function(float()); break;

@@ -59,3 +59,20 @@ def test_statistics_are_taken_in_float32(dtype):
         (gradient,) = torch.autograd.grad(ours.sum(), x)
         assert gradient.dtype == dtype
         assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_views_expanded_gradients_and_no_batch(dtype):
+    whole = torch.randn(2, 12, 300).to(dtype)
+    weight, bias = (torch.randn(4).to(dtype).requires_grad_() for _ in range(2))
+    for batch in (2, 0):
+        part = whole[:batch, 4:8, 3:-5].detach().requires_grad_()
+        for norm, last in (
+            (lambda x: layer_norm(x, weight, bias, 1e-5), (weight, bias)),
+            (lambda x: rms_norm(x, weight, 1e-5), (weight,)),
+        ):
+            results = []
+            for x in (part, part.detach().contiguous().requires_grad_()):
+                results.append(torch.autograd.grad(norm(x).sum(), (x, *last)))
+                assert results[-1][0].shape == x.shape
+            assert all(map(torch.equal, *results))

@@ -48,9 +48,8 @@ template <size_t inputs, size_t outputs, typename Function>
 std::array<at::Tensor, outputs> pointwise(
     const std::array<at::Tensor, inputs>& from, double p, int64_t seed, const Function& function) {
   for (const at::Tensor& tensor : from) {
-    TORCH_CHECK(tensor.dim() == 3 && tensor.sizes() == from[0].sizes() &&
-        tensor.scalar_type() == from[0].scalar_type() &&
-        (tensor.stride(2) == 1 || tensor.size(2) < 2),
+    TORCH_CHECK(has_rows(tensor) && tensor.sizes() == from[0].sizes() &&
+        tensor.scalar_type() == from[0].scalar_type(),
         "inputs must be of one dtype and shape (batch, channels, positions), with contiguous positions");
   }
   std::array<at::Tensor, outputs> to;
