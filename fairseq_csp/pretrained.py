@@ -338,7 +338,11 @@ def _made_by(run: Path, name: str, train: str | None, revision: str | None) -> d
     commands = [_portable(command, name) for command in commands]
     benchmark = "vision" if any("--task image-classification" in one for one in commands) else "lra"
     script = [BENCHMARKS[benchmark].script]
-    kept = [part for part in arguments if not part.startswith(("save_dir=", "data_dir="))]
+    # the script gives the benchmark itself
+    own = ("benchmark=", "save_dir=", "data_dir=")
+    kept = [part for part in arguments if not part.startswith(own)]
+    if kept[-1:] == ["--"]:
+        kept.pop()
     return {"train": train or shlex.join(["bash", *script, *kept]), "commands": commands, **found}
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 import shutil
 import sys
 
@@ -11,6 +12,7 @@ import torch
 from fairseq_csp import predict, pretrained
 from fairseq_csp.errors import UserError
 from fairseq_csp.models.lra import LRAModel
+from fairseq_csp.recipes.arguments import parse_arguments
 from tests.helpers.commands import ROOT, SMALL, call, succeed, validate
 from tests.helpers.processed import token_lines
 
@@ -169,3 +171,8 @@ def test_the_repositorys_own():
     answer = call(sys.executable, "-m", "fairseq_csp.pretrained", "verify", "--files-only")
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert answer.stdout == "".join(f"{name}: SHA-256 as stated\n" for name in sorted(table))
+    for entry in table.values():
+        # the script takes the command
+        _, script, *arguments = shlex.split(entry.train)
+        of_script = ["benchmark=vision"] if script == "train_vit.sh" else []
+        assert parse_arguments([*of_script, *arguments])
