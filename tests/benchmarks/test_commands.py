@@ -242,9 +242,10 @@ def test_profile():
     assert ("bfloat16 is left out" in answer.stderr) == (not has_bfloat16())
     head, _, *rows = table_rows(kinds)
     assert head == ["kind of work", *(cell for name in dtypes for cell in (f"{name} ms", "%"))]
-    assert sorted(row[0] for row in rows) == sorted(
-        {*profile.FUNCTIONS.values(), *profile.OPERATORS.values(), profile.REST}
-    )
+    shown, kinds = [row[0] for row in rows], {*profile.FUNCTIONS.values(), profile.REST}
+    assert len(shown) == len(set(shown)) and set(shown) <= kinds | {"matrix products"}
+    # dropout is inside other kernels where there are some
+    assert set(shown) >= kinds - {"dropout"} | {"matrix products"}
     for share in range(2, 2 * len(dtypes) + 1, 2):
         assert sum(int(row[share]) for row in rows) == pytest.approx(100, abs=4)
     head, _, *rows = table_rows(products)
