@@ -204,11 +204,13 @@ def small_grid(out, data, *arguments):
 
 
 STAND_INS = {
-    # runs the script at once, in the background, as number 1, 2, ...
+    # runs the script at once, in the background, as number 1, 2, ...; reads it first, as SLURM
+    # does, for submitit then moves it
     "sbatch": """
+script=$(cat "$1")
 n=$(($(ls "$SLURM_STAND_IN" | grep -c '^job') + 1)); touch "$SLURM_STAND_IN/job$n"
 export SLURM_JOB_ID=$n SLURM_JOB_NUM_NODES=1 SLURM_NTASKS=1 SLURM_NODEID=0 SLURM_PROCID=0
-SLURM_LOCALID=0 SLURM_JOB_NODELIST=here setsid bash "$1" >/dev/null 2>&1 &
+SLURM_LOCALID=0 SLURM_JOB_NODELIST=here setsid bash -c "$script" >/dev/null 2>&1 &
 echo $! > "$SLURM_STAND_IN/job$n"
 echo "Submitted batch job $n"
 """,
