@@ -61,8 +61,9 @@ class Variant:
         Args:
             dataset: trained on where the variant names none.
         """
+        # runs of earlier revisions, which name no benchmark, go on
         return [
-            f"benchmark={self.benchmark}",
+            *([] if self.benchmark == "lra" else [f"benchmark={self.benchmark}"]),
             f"model_name={self.model}",
             f"dataset_name={self.dataset or dataset}",
             f"preset={self.preset}",

@@ -97,6 +97,15 @@ def test_vision_is_compared_on_real_images(started, tmp_path):
     ]
 
 
+def test_runs_of_earlier_revisions_are_known_again(started, tmp_path):
+    """What a run of an LRA data set is asked for begins as it always did."""
+    run = tmp_path / "csp" / "seed-0"
+    first = ["model_name=mega", "dataset_name=listops", "preset=demo", "attention=csp", "seed=0"]
+    ablations.main(["shift", "--seeds", "1", "--out", str(tmp_path)])
+    record = json.loads((run / "command.jsonl").read_text())
+    assert record["arguments"] == [*first, f"save_dir={run}", "--"]
+
+
 def test_a_pattern_that_matches_nothing(tmp_path):
     with pytest.raises(UserError, match="--only nonsense matches none of csp, shift-linear"):
         ablations.main(["shift", "--only", "nonsense", "--out", str(tmp_path)])

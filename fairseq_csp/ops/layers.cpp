@@ -121,6 +121,23 @@ struct Kept {
   }
 };
 
+// to = dropout(silu(from)) of a block, whose rows are the batch's from `channel` on.
+template <typename T>
+void activate(
+    const Tensor& from, const Tensor& to, double p, int64_t seed, int64_t channel, int64_t first) {
+  for (int64_t c = 0; c < from.size(0); ++c) {
+    Kept kept(p, seed, channel + c, first);
+    each_block<T, 1, 1>(from.size(1), {row<T>(from, c)}, {row<T>(to, c)},
+        [&](int64_t i, In in, Out out) {
+          const float* factors = kept.at(i);
+          each_vector([&](int64_t j) {
+            const Vec x = Vec::loadu(in[0] + j);
+            keep(factors + j, silu(x, sigmoid(x))).store(out[0] + j);
+          });
+        });
+  }
+}
+
 template <typename Function>
 void by_dtype(const std::vector<Tensor>& given, const Function& function) {
   for (const Tensor& tensor : given) {
@@ -319,17 +336,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gated_mixing(
         const Tensor to = blocks.of(out, item);
         const Tensor active = active_room.narrow(1, 0, span);
         const Tensor gated = gated_room.narrow(1, 0, span);
-        for (int64_t c = 0; c < dim; ++c) {
-          Kept kept(p, seed, channel + c, first);
-          each_block<T, 1, 1>(span, {row<T>(from, c)}, {row<T>(active, c)},
-              [&](int64_t i, In in, Out out) {
-                const float* factors = kept.at(i);
-                each_vector([&](int64_t j) {
-                  const Vec x = Vec::loadu(in[0] + j);
-                  keep(factors + j, silu(x, sigmoid(x))).store(out[0] + j);
-                });
-              });
-        }
+        activate<T>(from, active, p, seed, channel, first);
         multiply(updates, update_weight, active);
         multiply(resets, reset_weight, active);
         multiply(inners, direct_weight, active);
@@ -450,17 +457,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gated_mixing_
           map.bias[dim + c] += sum(bias);
         }
         out_map.add(inner_change, gated);
-        for (int64_t c = 0; c < dim; ++c) {
-          Kept kept(p, seed, channel + c, first);
-          each_block<T, 1, 1>(span, {row<T>(from, c)}, {row<T>(active, c)},
-              [&](int64_t i, In in, Out out) {
-                const float* factors = kept.at(i);
-                each_vector([&](int64_t j) {
-                  const Vec x = Vec::loadu(in[0] + j);
-                  keep(factors + j, silu(x, sigmoid(x))).store(out[0] + j);
-                });
-              });
-        }
+        activate<T>(from, active, p, seed, channel, first);
         map.add(change, active);
         multiply(to, weight.t(), change);
         for (int64_t c = 0; c < dim; ++c) {
