@@ -93,6 +93,7 @@ ABLATIONS = {
 MIXER_FLAGS = (
     *("--encoder-layers", "2", "--encoder-embed-dim", "64", "--encoder-hidden-dim", "128"),
     *("--encoder-ffn-embed-dim", "128", "--classifier-out-dim", "128"),
+    *("--encoder-attention-heads", "4"),
 )
 ABLATIONS["mixers"] = {
     f"mixers/{model}-{dataset}-{name}": Variant(name, MIXER_FLAGS, model, dataset)

@@ -9,10 +9,15 @@ import sys
 
 import pytest
 import torch
+from fairseq import options
 
 from fairseq_csp import ablations
 from fairseq_csp.errors import UserError
+from fairseq_csp.models.config import config_class
+from fairseq_csp.models.lra import LRAModel
 from fairseq_csp.recipes.arguments import parse_arguments
+from fairseq_csp.recipes.benchmarks import BENCHMARKS
+from tests.helpers.building import dictionary
 from tests.helpers.commands import SMALL, succeed
 
 FINISHED = {"exit_status": 0, "accuracy": 30.0}
@@ -67,6 +72,17 @@ def test_what_two_ablations_share_is_trained_once(started, tmp_path):
         ablations.main([ablation, "--seeds", "1", "--out", str(tmp_path)])
     trained = [(choice.attention, choice.extra) for choice in started]
     assert len(trained) == len(set(trained)) == 9
+
+
+def test_every_variant_makes_a_model():
+    for name, variant in ablations.ABLATIONS["mixers"].items():
+        cell = variant.model, variant.dataset
+        (stage,) = BENCHMARKS["lra"].stages(*cell, variant.preset)
+        flags = BENCHMARKS["lra"].flags(*cell, stage.recipe, variant.attention)
+        parser = options.get_training_parser()
+        args = options.parse_args_and_arch(parser, ["data", *flags, *variant.flags])
+        cfg = config_class().from_namespace(args)
+        assert LRAModel(cfg, dictionary(25) if cfg.input_type == "text" else None), name
 
 
 def test_mixers_are_compared_in_both_models_and_on_both_sets(started, tmp_path):
