@@ -1,10 +1,23 @@
-"""One tiny training run, for the tests of what is made from runs."""
+"""One tiny training run, for the tests of what is made from runs; tests that leave no handler."""
 
+import logging
 import shutil
+from collections.abc import Iterator
 
 import pytest
 
 from tests.helpers.commands import generate_listops, train
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol() -> Iterator[None]:
+    """Take away the handlers that a test's modules add: they write into its closed output."""
+    root = logging.getLogger()
+    kept = root.handlers[:]
+    try:
+        return (yield)
+    finally:
+        root.handlers[:] = kept
 
 
 @pytest.fixture(scope="session")
