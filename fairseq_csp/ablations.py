@@ -5,8 +5,8 @@
     python -m fairseq_csp.ablations vision    CSP and softmax in a Vision Transformer, real CIFAR-10
 
 Each run has the demo's recipe and data, that of ``vision`` the laptop's, unless flags are given.
-The mixers' models are small and equal but for the mixer, their data sets small ListOps and small
-images.
+The mixers' models are small and equal but for the mixer; their data sets are the demo's ListOps and
+CIFAR-10 as ``preset=small`` has it.
 """
 
 import argparse
@@ -96,8 +96,8 @@ MIXER_FLAGS = (
     *("--encoder-attention-heads", "4"),
 )
 ABLATIONS["mixers"] = {
-    f"mixers/{model}-{dataset}-{name}": Variant(name, MIXER_FLAGS, model, dataset)
-    for dataset in ("listops", "cifar10")
+    f"mixers/{model}-{dataset}-{name}": Variant(name, MIXER_FLAGS, model, dataset, preset)
+    for dataset, preset in (("listops", "demo"), ("cifar10", "small"))
     for model in ("transformer_rope", "mega")
     for name, cls in sorted(ATTENTION_REGISTRY.items())
     if can_take(family(model), cls) and not (cls.images_only and DATASETS[dataset].pixels is None)

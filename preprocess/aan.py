@@ -30,7 +30,12 @@ from preprocess.sources import require_raw
 from preprocess.standin_text import topic_text
 from preprocess.summary import Figures
 from preprocess.text_format import TextDatasetWriter
-from preprocess.tokenizers import add_tokenizer_arguments, make_tokenizer, tokenizer_options
+from preprocess.tokenizers import (
+    add_tokenizer_arguments,
+    is_changed,
+    make_tokenizer,
+    tokenizer_options,
+)
 
 DATA_SET = DATASETS["aan"]
 LABELS = ("0", "1")
@@ -72,6 +77,7 @@ def run(arguments: argparse.Namespace) -> None:
             "seed": arguments.seed,
             "limit": arguments.limit,
         },
+        changed=is_changed(arguments),
     )
 
 

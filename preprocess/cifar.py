@@ -16,6 +16,7 @@ from preprocess.image_sets import (
     check_classes,
     find_tree,
     hold_out,
+    keep,
     split_tree,
     write_tree,
 )
@@ -104,8 +105,8 @@ def convert(
     tree = find_tree(release, ("train", "test"))
     classes = tree.classes(release.path)
     check_classes(classes, batches.classes, release, limited=limit is not None)
-    splits = split_tree(tree, seed)
-    return write_tree(release, directory, splits, classes, SHAPE, limit=limit, workers=workers)
+    splits = split_tree(tree, seed, limit)
+    return write_tree(release, directory, splits, classes, SHAPE, workers=workers)
 
 
 def _convert_batches(
@@ -136,10 +137,11 @@ def _convert_batches(
         together[pool] = images, np.concatenate([empty[1], *(labels for *_, labels in found)])
     images, labels = together["train"]
     train, valid = (part[:limit] for part in hold_out(len(labels), seed))
+    test = keep(len(together["test"][1]), limit, seed)
     splits = {
         "train": (images[train], labels[train]),
         "valid": (images[valid], labels[valid]),
-        "test": tuple(part[:limit] for part in together["test"]),
+        "test": tuple(part[test] for part in together["test"]),
     }
     counts = {split: len(labels) for split, (_, labels) in splits.items()}
     writer = ImageSetWriter(directory, counts, SHAPE)

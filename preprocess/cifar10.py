@@ -1,6 +1,7 @@
 """CIFAR-10 in grey: photographs of 32 x 32 pixels, ten classes.
 
     python -m preprocess cifar10 --raw cifar-10-python.tar.gz   45,000/5,000/10,000 images
+    python -m preprocess cifar10 --raw ... --side 16            the same, of 16 x 16 pixels
     python -m preprocess cifar10 --demo                         small synthetic gratings
 
 The raw release is the archive of pickled batches, or the directory that unpacks from it, or a
@@ -28,6 +29,7 @@ from fairseq_csp.errors import UserError
 from preprocess.archives import RawRelease
 from preprocess.cifar import SIDE, read_colours
 from preprocess.image_format import ImageDatasetWriter
+from preprocess.image_sets import keep
 from preprocess.images import read_image, to_grey
 from preprocess.preparation import add_common_arguments, prepare, standin_source
 from preprocess.sources import require_raw
@@ -35,6 +37,7 @@ from preprocess.summary import Figures
 
 DATA_SET = DATASETS["cifar10"]
 CLASSES = 10
+SIDES = (8, 16, SIDE)
 DEMO_COUNTS = {"train": 3000, "valid": 500, "test": 500}
 
 _BATCH = re.compile(r"(?:^|/)(?:data_batch_[1-5]|(test)_batch)$")
@@ -45,10 +48,19 @@ _VALID_FRACTION = 0.1
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this data set."""
     add_common_arguments(parser, DATA_SET)
+    parser.add_argument(
+        "--side",
+        type=int,
+        choices=SIDES,
+        default=SIDE,
+        help="pixels of a side; below 32 each is the mean of a block (default: %(default)s)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Prepare the set from its raw release, or make the stand-in."""
+    if arguments.demo and arguments.side != SIDE:
+        raise UserError(f"--side {arguments.side} cannot be combined with --demo: leave out one")
     options = {"seed": arguments.seed, "limit": arguments.limit}
     if arguments.demo:
         source = standin_source(DATA_SET, arguments, "gratings of five directions, two widths")
@@ -56,6 +68,7 @@ def run(arguments: argparse.Namespace) -> None:
     else:
         release = RawRelease(require_raw(DATA_SET, arguments))
         source = release.description
+        options["side"] = arguments.side
         fill, expected = partial(convert_release, release), DATA_SET.counts
     prepare(
         DATA_SET,
@@ -64,13 +77,26 @@ def run(arguments: argparse.Namespace) -> None:
         expected=expected,
         source=source,
         options=options,
+        changed=arguments.side != SIDE,
     )
 
 
 def convert_release(
-    release: RawRelease, directory: Path, *, seed: int, limit: int | None = None
+    release: RawRelease,
+    directory: Path,
+    *,
+    seed: int,
+    limit: int | None = None,
+    side: int = SIDE,
 ) -> Figures:
     """Read all images of a release, hold out the validation split, and write grey pixels.
+
+    Args:
+        release: The release.
+        directory: An empty directory.
+        seed: Of the split.
+        limit: Images of a split that are kept.
+        side: One of ``SIDES``, to which the images are brought.
 
     Raises:
         UserError: the release holds neither batches nor PNG files, or a damaged one.
@@ -79,14 +105,15 @@ def convert_release(
     images, labels = pools["train"]
     order = np.random.default_rng(seed).permutation(len(labels))
     train = round(len(labels) * (1 - _VALID_FRACTION))
+    test = keep(len(pools["test"][1]), limit, seed)
     splits = {
         "train": (images[order[:train]], labels[order[:train]]),
         "valid": (images[order[train:]], labels[order[train:]]),
-        "test": pools["test"],
+        "test": tuple(part[test] for part in pools["test"]),
     }
-    with ImageDatasetWriter(directory, pixels=SIDE * SIDE) as writer:
+    with ImageDatasetWriter(directory, pixels=side * side) as writer:
         for split, (images, labels) in splits.items():
-            writer.add(split, images[:limit], labels[:limit])
+            writer.add(split, _shrink(images[:limit], side), labels[:limit])
         return writer.finish(classes=CLASSES)
 
 
@@ -139,6 +166,13 @@ def _grey(colours: np.ndarray) -> np.ndarray:
     # one tall image, so that PIL is called once
     tall = Image.fromarray(np.ascontiguousarray(colours).reshape(-1, SIDE, 3))
     return to_grey(tall).reshape(-1, SIDE * SIDE)
+
+
+def _shrink(images: np.ndarray, side: int) -> np.ndarray:
+    """Replace blocks of pixels by their mean: uint8 (n, 1024) to (n, side * side)."""
+    block = SIDE // side
+    means = images.reshape(-1, side, block, side, block).mean(axis=(2, 4))
+    return means.round().astype(np.uint8).reshape(-1, side * side)
 
 
 def write_demo(directory: Path, *, seed: int, limit: int | None = None) -> Figures:

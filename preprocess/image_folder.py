@@ -85,18 +85,17 @@ def convert(
     """
     tree = find_tree(release, ("train", "valid", "test"))
     classes = tree.classes(release.path)
-    splits = split_tree(tree, seed)
+    splits = split_tree(tree, seed, limit)
     sizes = _sizes(release, tree)
     height, width = size = next(iter(sizes.values()))
     if len(set(sizes.values())) == 1 and max(size) <= LARGEST_SIDE:
         shape = (height, width, 1 if grey else 3)
-        return write_tree(release, directory, splits, classes, shape, limit=limit, workers=workers)
+        return write_tree(release, directory, splits, classes, shape, workers=workers)
     if not release.path.is_dir():
         raise UserError(
             f"{release.path} holds images of several sizes or of more than {LARGEST_SIDE} pixels, "
             "which stay files: unpack it and name the directory with --raw"
         )
-    splits = {split: images[:limit] for split, images in splits.items()}
     root = str(release.path.resolve())
     return write_paths(directory, splits, classes, sizes, root=root, grey=grey)
 

@@ -109,6 +109,16 @@ def hold_out(images: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return order[:train], order[train:]
 
 
+def keep(images: int, limit: int | None, seed: int) -> np.ndarray:
+    """Return the indices of the images that ``--limit`` keeps, in their order.
+
+    They are drawn at random: many releases are sorted by class.
+    """
+    if limit is None or limit >= images:
+        return np.arange(images)
+    return np.sort(np.random.default_rng(seed).choice(images, limit, replace=False))
+
+
 class ImageSetWriter:
     """Memory maps of all splits, filled in any order.
 
@@ -244,12 +254,17 @@ def check_classes(found: Sequence[str], expected: int, release: RawRelease, limi
         )
 
 
-def split_tree(tree: Tree, seed: int) -> dict[str, list[tuple[str, str]]]:
+def split_tree(tree: Tree, seed: int, limit: int | None = None) -> dict[str, list[tuple[str, str]]]:
     """Divide the images of a tree: (class folder, name in the release) by split.
 
     A folder ``valid`` is the validation split where there is ``test`` as well; alone it is the
     test split, as the sets that have no other test labels are used. Where there is no validation
     split, a tenth of the training images becomes one.
+
+    Args:
+        tree: The tree.
+        seed: Of that choice, and of the images that are kept.
+        limit: How many of a split are kept.
 
     Raises:
         UserError: there is nothing to test on.
@@ -266,7 +281,10 @@ def split_tree(tree: Tree, seed: int) -> dict[str, list[tuple[str, str]]]:
         train, valid = hold_out(len(pools["train"]), seed)
         images = pools["train"]
         pools["train"], pools["valid"] = ([images[k] for k in part] for part in (train, valid))
-    return {split: pools[split] for split in SPLITS}
+    return {
+        split: [pools[split][index] for index in keep(len(pools[split]), limit, seed)]
+        for split in SPLITS
+    }
 
 
 def write_tree(
@@ -276,7 +294,6 @@ def write_tree(
     classes: Sequence[str],
     shape: tuple[int, int, int],
     *,
-    limit: int | None,
     workers: int,
 ) -> Figures:
     """Decode the images of a tree and write them.
@@ -287,14 +304,12 @@ def write_tree(
         splits: Class folder and name of each image.
         classes: Names of the class folders in the order of the labels.
         shape: Height, width and channels of an image; grey ones among colours are taken as such.
-        limit: Images of a split that are kept.
         workers: Processes that decode.
 
     Raises:
         UserError: an image is damaged or of another size.
     """
     numbers = {name: number for number, name in enumerate(classes)}
-    splits = {split: images[:limit] for split, images in splits.items()}
     writer = ImageSetWriter(
         directory, {split: len(images) for split, images in splits.items()}, shape
     )

@@ -31,6 +31,7 @@ from preprocess.image_sets import (
     check_classes,
     find_tree,
     hold_out,
+    keep,
     prepare_images,
     split_tree,
     write_tree,
@@ -69,10 +70,10 @@ def convert(
         tree = find_tree(release, ("train", "test"))
         classes = tree.classes(release.path)
         check_classes(classes, DATA_SET.classes, release, limited=limit is not None)
-        splits = split_tree(tree, seed)
-        return write_tree(release, directory, splits, classes, SHAPE, limit=limit, workers=workers)
+        splits = split_tree(tree, seed, limit)
+        return write_tree(release, directory, splits, classes, SHAPE, workers=workers)
     train, valid = (part[:limit] for part in hold_out(len(found["train", "labels"]), seed))
-    test = np.arange(len(found["t10k", "labels"]))[:limit]
+    test = keep(len(found["t10k", "labels"]), limit, seed)
     parts = {"train": ("train", train), "valid": ("train", valid), "test": ("t10k", test)}
     writer = ImageSetWriter(
         directory, {split: len(chosen) for split, (_, chosen) in parts.items()}, SHAPE

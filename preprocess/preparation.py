@@ -88,6 +88,7 @@ def prepare(
     full: Mapping[str, int] | None = None,
     source: Callable[[], Mapping[str, object]],
     options: Mapping[str, object],
+    changed: bool = False,
 ) -> None:
     """Write one set as a whole: fill a new directory, check it, sum it up, print the table.
 
@@ -99,6 +100,7 @@ def prepare(
         full: Examples of the full set (default: the table's); others make the set limited.
         source: Called after ``fill``; tells where the data came from, for the summary.
         options: The options that shaped the set, for the summary.
+        changed: Whether they make other examples than the full set's, however many.
 
     Raises:
         UserError: the target exists without ``--overwrite``, or a count is wrong.
@@ -115,7 +117,7 @@ def prepare(
             directory,
             data_set.name,
             figures,
-            limited=_is_limited(arguments, figures, full or data_set.counts),
+            limited=changed or _is_limited(arguments, figures, full or data_set.counts),
             source=source(),
             options=options,
         )

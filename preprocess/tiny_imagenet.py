@@ -48,5 +48,5 @@ def convert(
     tree = find_tree(release, ("train", "valid"))
     classes = tree.classes(release.path)
     check_classes(classes, DATA_SET.classes, release, limited=limit is not None)
-    splits = split_tree(tree, seed)
-    return write_tree(release, directory, splits, classes, SHAPE, limit=limit, workers=workers)
+    splits = split_tree(tree, seed, limit)
+    return write_tree(release, directory, splits, classes, SHAPE, workers=workers)

@@ -142,3 +142,8 @@ def tokenizer_options(arguments: argparse.Namespace) -> dict[str, object]:
     if arguments.tokenizer == "sentencepiece":
         options["vocab_size"] = arguments.vocab_size or VOCAB_SIZE
     return options
+
+
+def is_changed(arguments: argparse.Namespace) -> bool:
+    """Tell whether the options ask for other symbols than the Long Range Arena's."""
+    return arguments.tokenizer != "bytes" or arguments.cut != MAX_LENGTH

@@ -96,7 +96,10 @@ def test_mixers_are_compared_in_both_models_and_on_both_sets(started, tmp_path):
     assert ("mega", "cifar10", "cga") not in asked
     assert ("mega", "cifar10", "spectral") in asked
     assert ("mega", "listops", "spectral") not in asked
-    assert {choice.preset for choice in started} == {"demo"}
+    assert {(choice.dataset_name, choice.preset) for choice in started} == {
+        ("listops", "demo"),
+        ("cifar10", "small"),
+    }
     assert len({choice.extra for choice in started}) == 1
 
 

@@ -23,8 +23,9 @@ Train a model on an LRA data set, then test its best checkpoint.
     attention     {attentions} (default: csp), or default for
                   the architecture's own; lstm has none
     preset        paper (default; the CSP authors' recipe), mega (MEGA's own), demo (small data,
-                  minutes on a laptop), or laptop (hours on a processor, from short texts or easy
-                  images to those of the task; listops, imdb-4000, cifar10, pathfinder)
+                  minutes on a laptop), small (cifar10: few real images of 16 x 16 pixels, minutes
+                  on a processor), or laptop (hours on a processor, from short texts or easy images
+                  to those of the task; listops, imdb-4000, cifar10, pathfinder)
     data_dir      the prepared data (default: lra_data/DATASET, or lra_data/DATASET-demo)
     save_dir      where the run is kept (default: outputs/DATASET/ARCHITECTURE-ATTENTION/TIME, with
                   DATASET-demo for demo); a run that is there is resumed
