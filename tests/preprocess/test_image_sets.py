@@ -217,6 +217,27 @@ def test_large_images_stay_files(prepare, tmp_path):
     assert json.loads((out / "summary.json").read_text())["limited"] is False
 
 
+@pytest.mark.parametrize("size", [(8, 8), (140, 130)], ids=["decoded", "files"])
+def test_limit_keeps_every_class_of_a_tree(size, prepare, tmp_path):
+    save_tree(tmp_path / "raw", ("train", "val"), ["a", "b"], size=size, count=20)
+    out = prepare("image-folder", "--raw", tmp_path / "raw", "--limit", "15")
+    for split, count in (("train", 15), ("valid", 4), ("test", 15)):
+        labels = load_labels(out, split)
+        assert len(labels) == count and set(labels.tolist()) == {0, 1}
+
+
+@pytest.mark.parametrize("name", ["cifar10-rgb", "cifar100"])
+def test_limit_keeps_every_class_of_sorted_batches(name, prepare, tmp_path):
+    pickled_release(tmp_path / "raw", *CIFAR[name])
+    test = {"cifar10-rgb": "test_batch", "cifar100": "test"}[name]
+    key = {"cifar10-rgb": b"labels", "cifar100": b"fine_labels"}[name]
+    labels = np.repeat(np.arange(10), 20).tolist()
+    batch = {key: labels, b"data": np.zeros((len(labels), 3072), np.uint8)}
+    (tmp_path / "raw" / test).write_bytes(pickle.dumps(batch, protocol=2))
+    found = load_labels(prepare(name, "--raw", tmp_path / "raw", "--limit", "60"), "test")
+    assert len(found) == 60 and set(found.tolist()) == set(range(10))
+
+
 @pytest.mark.parametrize("name", ["cifar10-rgb", "cifar100", "mnist", "image-folder"])
 def test_demo_is_reproducible(name, prepare, tmp_path):
     out = prepare(name, "--demo", "--limit", "30")

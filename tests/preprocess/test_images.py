@@ -7,6 +7,7 @@ import struct
 import tarfile
 import tracemalloc
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from PIL import Image
 from fairseq_csp.data.pixels import load_labels, load_pixels
 from fairseq_csp.errors import UserError
 from preprocess.__main__ import main
-from preprocess.cifar10 import read_batch
+from preprocess.cifar10 import DATA_SET, read_batch
 from preprocess.images import read_image, to_grey
 from preprocess.pickles import read_pickle
 from tests.helpers.processed import files
@@ -82,6 +83,35 @@ def test_pickled_batches_from_directory_and_archive(batches, prepare, tmp_path):
     other = prepare("cifar10", "--raw", archive, "--limit", 9, "--seed", 1, out=tmp_path / "b")
     assert len(load_pixels(other, "train")) == 9
     assert not np.array_equal(load_pixels(other, "valid"), load_pixels(out, "valid"))
+
+
+def test_smaller_images_have_the_means_of_blocks(batches, prepare):
+    directory, content = batches
+    out = prepare("cifar10", "--raw", directory, "--limit", 100, "--side", 16)
+    images, labels = together(content, ["test_batch"])
+    blocks = images.reshape(-1, 16, 2, 16, 2).transpose(0, 1, 3, 2, 4).reshape(-1, 256, 4)
+    assert np.abs(load_pixels(out, "test") - blocks.mean(2)).max() <= 0.5
+    assert load_labels(out, "test").tolist() == labels
+
+
+def test_smaller_images_are_no_full_set(monkeypatch, batches, prepare, fail):
+    counts = {"train": 27, "valid": 3, "test": 10}
+    monkeypatch.setattr("preprocess.cifar10.DATA_SET", replace(DATA_SET, counts=counts))
+    for side in (32, 16):
+        out = prepare("cifar10", "--raw", batches[0], "--side", side, "--overwrite")
+        assert json.loads((out / "summary.json").read_text())["limited"] is (side == 16)
+    assert "--side 16 cannot be combined with --demo" in fail("cifar10", "--demo", "--side", 16)
+
+
+def test_limit_keeps_every_class_of_a_sorted_release(batches, prepare):
+    directory, _ = batches
+    path = directory / "test_batch"
+    labels = np.repeat(np.arange(10), 20).tolist()
+    data = np.zeros((len(labels), 3072), np.uint8)
+    path.write_bytes(pickle.dumps({b"labels": labels, b"data": data}, protocol=2))
+    out = prepare("cifar10", "--raw", directory, "--limit", 60)
+    found = load_labels(out, "test").tolist()
+    assert len(found) == 60 and set(found) == set(range(10))
 
 
 def test_png_files_by_class(prepare, tmp_path):

@@ -1,10 +1,12 @@
 import json
 import tarfile
+from dataclasses import replace
 
 import pytest
 import sentencepiece
 from fairseq.data import Dictionary
 
+from preprocess.imdb import DATA_SET
 from tests.helpers.processed import files, token_lines
 
 # the traps: not ASCII, an empty review, markup, brackets, CRLF, not UTF-8, longer than the cut
@@ -101,6 +103,14 @@ def test_limit_keeps_both_classes(raw, prepare):
     assert summary["limited"] is True
     assert summary["splits"]["train"]["classes"] == {"0": 1, "1": 1}
     assert summary["splits"]["valid"] == summary["splits"]["test"]
+
+
+def test_other_symbols_are_no_full_set(raw, prepare, monkeypatch):
+    counts = {"train": 6, "valid": 2, "test": 2}
+    monkeypatch.setattr("preprocess.imdb.DATA_SET", replace(DATA_SET, counts=counts))
+    for arguments in ([], ["--cut", 5], ["--tokenizer", "sentencepiece", "--vocab-size", 290]):
+        out = prepare("imdb-4000", "--raw", raw, "--overwrite", *arguments)
+        assert json.loads((out / "summary.json").read_text())["limited"] is bool(arguments)
 
 
 def test_cut_is_an_option(raw, prepare):
