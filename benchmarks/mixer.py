@@ -61,7 +61,7 @@ class MixerLayer(nn.Module):
         cls = attention_class(name)
         self.whole = issubclass(cls, HeadAttention)
         maps = 0 if self.whole else 3 if cls.uses_queries else 1
-        self.inputs = nn.ModuleList(nn.Linear(dim, dim) for _ in range(maps))
+        self.inputs = nn.ModuleList(nn.Linear(dim, dim, bias=False) for _ in range(maps))
         self.out = None if self.whole else nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:

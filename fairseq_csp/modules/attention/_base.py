@@ -162,15 +162,27 @@ class AttentionFunction(nn.Module):
     def fold(self, x: Tensor) -> Tensor:
         """Fold the heads into the batch: (batch, heads * width, positions) to (batch * heads, ...).
 
-        Head h of row b becomes row ``b * heads + h``.
+        Head h of row b becomes row ``b * heads + h``; what is contiguous, channels or positions,
+        stays so.
         """
         heads = self.context.heads
-        return x if heads == 1 else x.unflatten(1, (heads, -1)).flatten(0, 1)
+        if heads == 1:
+            return x
+        if x.stride(1) == 1:
+            # in steps whose backward pass copies in this order too
+            apart = x.transpose(1, 2).unflatten(2, (heads, -1))
+            return apart.transpose(1, 2).flatten(0, 1).transpose(1, 2)
+        return x.unflatten(1, (heads, -1)).flatten(0, 1)
 
     def unfold(self, x: Tensor) -> Tensor:
         """Undo :meth:`fold`."""
         heads = self.context.heads
-        return x if heads == 1 else x.unflatten(0, (-1, heads)).flatten(1, 2)
+        if heads == 1:
+            return x
+        if x.stride(1) == 1:
+            apart = x.transpose(1, 2).unflatten(0, (-1, heads))
+            return apart.transpose(1, 2).flatten(2).transpose(1, 2)
+        return x.unflatten(0, (-1, heads)).flatten(1, 2)
 
 
 class ValueAttention(AttentionFunction):

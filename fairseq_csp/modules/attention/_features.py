@@ -2,36 +2,70 @@
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
 
-from fairseq_csp.modules.lengths import SequenceLengths
 
-
-def mix_features(queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum values with the weights ``f(q_i).f(k_j)``, without the weights themselves.
+def mix_features(
+    queries: Tensor, keys: Tensor, values: Tensor, *, least: float = 0.0, eps: float = 0.0
+) -> Tensor:
+    """Average values with the weights ``f(q_i).f(k_j)``, without the weights themselves.
 
     Args:
         queries: their features, (batch, features, positions).
         keys: the same, 0 at padded positions.
         values: (batch, channels, positions).
+        least: smallest sum of a query's weights that is divided by.
+        eps: what is added to that sum.
 
     Returns:
-        The sums (batch, channels, positions), and those of the weights (batch, 1, positions).
+        (batch, channels, positions), in memory in the order of the values.
     """
-    sums = values @ keys.transpose(1, 2)
-    return sums @ queries, keys.sum(2).unsqueeze(1) @ queries
+    return _MixFeatures.apply(queries, keys, values, least, eps)
 
 
-def divide(mixed: Tensor, total: Tensor, lengths: SequenceLengths) -> Tensor:
-    """Divide sums by those of their weights, which may be 0 at padded positions.
+class _MixFeatures(torch.autograd.Function):
+    """Sums of values and of weights by one product, in both passes."""
 
-    Args:
-        mixed: (batch, channels, positions).
-        total: (batch, 1, positions).
-        lengths: valid positions of each row.
-    """
-    if not lengths.full:
-        total = total.masked_fill(~lengths.mask, 1)
-    return mixed * total.reciprocal()
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, queries: Tensor, keys: Tensor, values: Tensor, least: float, eps: float
+    ) -> Tensor:
+        sums = torch.cat([values @ keys.transpose(1, 2), keys.sum(2).unsqueeze(1)], dim=1)
+        mixed_and_total = _product(sums, queries, values)
+        total = mixed_and_total[:, -1:]
+        scale = total.clamp(min=least).add_(eps).reciprocal_()
+        mixed = mixed_and_total[:, :-1].mul_(scale)
+        # what is not divided by has no gradient
+        ctx.save_for_backward(queries, keys, values, sums, mixed, scale, scale * (total >= least))
+        return mixed
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        queries, keys, values, sums, mixed, scale, slope = ctx.saved_tensors
+        batch, channels, positions = grad.shape
+        if grad.stride(1) == 1:
+            both = grad.new_empty(batch, positions, channels + 1).transpose(1, 2)
+        else:
+            both = grad.new_empty(batch, channels + 1, positions)
+        torch.mul(grad, scale, out=both[:, :-1])
+        both[:, -1:] = (grad * mixed).sum(1, keepdim=True).mul_(slope).neg_()
+        of_sums = both @ queries.transpose(1, 2)
+        of_pairs, of_keys = of_sums[:, :-1], of_sums[:, -1:].transpose(1, 2)
+        return (
+            _product(sums.transpose(1, 2), both, queries),
+            _product(of_pairs.transpose(1, 2), values, keys).add_(of_keys),
+            _product(of_pairs, keys, values),
+            None,
+            None,
+        )
+
+
+def _product(weights: Tensor, x: Tensor, like: Tensor) -> Tensor:
+    """Multiply (batch, a, b) and (batch, b, positions), in memory in the order of ``like``."""
+    if like.stride(1) == 1:
+        return (x.transpose(1, 2) @ weights.transpose(1, 2)).transpose(1, 2)
+    return weights @ x
 
 
 def draw_projection(features: int, width: int, generator: torch.Generator | None = None) -> Tensor:

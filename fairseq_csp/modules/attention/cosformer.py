@@ -32,5 +32,4 @@ class CosformerAttention(WideAttention):
         # cos(a - b) = sin a sin b + cos a cos b
         turns = torch.cat([angles.sin(), angles.cos()], dim=1).unsqueeze(2)
         queries, keys = ((x.relu().unsqueeze(1) * turns).flatten(1, 2) for x in (queries, keys))
-        mixed, total = mix_features(queries, keys, values)
-        return mixed / total.clamp(min=SMALLEST_TOTAL)
+        return mix_features(queries, keys, values, least=SMALLEST_TOTAL)

@@ -1,7 +1,9 @@
 """Linear attention with ``elu(x) + 1`` (arXiv 2006.16236)."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 from fairseq_csp.modules.attention import WideAttention, register_attention
 from fairseq_csp.modules.attention._features import mix_features
@@ -24,6 +26,21 @@ class LinearAttention(WideAttention):
     ) -> Tensor:
         """Mix (batch * heads, channels, positions)."""
         # f(0) is 1: padded keys are set to 0 behind it
-        keys = lengths.zero_padding(F.elu(keys).add_(1))
-        mixed, total = mix_features(F.elu(queries).add_(1), keys, values)
-        return mixed * (total + EPS).reciprocal()
+        keys = lengths.zero_padding(_Features.apply(keys))
+        return mix_features(_Features.apply(queries), keys, values, eps=EPS)
+
+
+class _Features(torch.autograd.Function):
+    """``elu(x) + 1``, whose derivative can be told from the result."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
+        features = F.elu(x).add_(1)
+        ctx.save_for_backward(features)
+        return features
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> Tensor:
+        (features,) = ctx.saved_tensors
+        return features.clamp(max=1).mul_(grad)

@@ -62,14 +62,20 @@ class LinformerAttention(WideAttention):
     def _compress(self, x: Tensor) -> Tensor:
         """Compress (batch * heads, width, n) to (batch * heads, width, size)."""
         batch, width, positions = x.shape
-        maps = self.projection[:, :, :positions].to(x.dtype).transpose(1, 2)
-        # one product for each map: all rows of a batch share it
-        x = x.reshape(-1, len(maps), width, positions).transpose(0, 1).flatten(1, 2)
-        return (x @ maps).unflatten(1, (-1, width)).transpose(0, 1).reshape(batch, width, -1)
+        maps = self.projection[:, :, :positions].to(x.dtype)
+        # one product for each map: all rows of a batch share it; what is contiguous stays so
+        if x.stride(1) == 1:
+            apart = x.transpose(1, 2).unflatten(0, (-1, len(maps)))
+            x = apart.permute(1, 2, 0, 3).flatten(2)
+        else:
+            x = x.unflatten(0, (-1, len(maps))).transpose(0, 1).flatten(1, 2).transpose(1, 2)
+        compressed = (maps @ x).unflatten(2, (-1, width))
+        return compressed.permute(2, 0, 3, 1).reshape(batch, width, -1)
 
     def _mix(
         self, lengths: SequenceLengths, values: Tensor, queries: Tensor, keys: Tensor
     ) -> Tensor:
         weights = (queries.transpose(1, 2) @ keys).softmax(2)
         weights = dropout(weights, self.context.dropout, self.training)
-        return values @ weights.transpose(1, 2)
+        # in this order the gradient of the weights is contiguous
+        return (weights @ values.transpose(1, 2)).transpose(1, 2)

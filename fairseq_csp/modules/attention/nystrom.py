@@ -20,6 +20,8 @@ from fairseq_csp.modules.attention._cells import cell_means, disjoint_cells
 from fairseq_csp.modules.lengths import SequenceLengths
 
 ITERATIONS = 6
+# positions of which the convolution makes one product
+BLOCK = 64
 
 
 @dataclass
@@ -95,7 +97,8 @@ class NystromAttention(QueryKeyAttention):
         values, queries, keys = map(self.fold, (values, queries, keys))
         lengths = lengths.repeat(self.context.heads)
         kernel = _softmax(queries * queries.size(1) ** -0.5, keys, lengths)
-        return self.unfold(torch.bmm(values, kernel.to(values.dtype).transpose(1, 2)))
+        mixed = torch.bmm(kernel.to(values.dtype), values.transpose(1, 2))
+        return self.unfold(mixed.transpose(1, 2))
 
     def _by_landmarks(
         self, values: Tensor, lengths: SequenceLengths, queries: Tensor, keys: Tensor
@@ -126,15 +129,44 @@ class NystromAttention(QueryKeyAttention):
             between = _softmax(query_landmarks * scale, key_landmarks)
             summaries = torch.bmm(pseudo_inverse(between), summaries.to(between.dtype))
         kernel = _softmax(queries * scale, key_landmarks.to(dtype))
-        return torch.bmm(summaries.to(dtype).transpose(1, 2), kernel.to(dtype).transpose(1, 2))
+        # in this order the gradient of the kernel is contiguous
+        return torch.bmm(kernel.to(dtype), summaries.to(dtype)).transpose(1, 2)
 
     def _convolve(self, values: Tensor) -> Tensor:
-        """Convolve the channels of each head with its filter; zeros stand outside the row."""
-        apart = values.unflatten(1, (self.context.heads, -1))
-        filters = self.conv.unsqueeze(2).to(values.dtype)
-        padding = (0, self.options.conv // 2)
-        mixed = F.conv2d(apart, filters, padding=padding, groups=self.context.heads)
-        return mixed.flatten(1, 2)
+        """Convolve the channels of each head with its filter; zeros stand outside the row.
+
+        As a product of blocks of positions with a banded matrix, which is many times as fast as a
+        convolution in groups.
+        """
+        heads, taps = self.context.heads, self.conv.size(2)
+        batch, _, positions = values.shape
+        block = max(BLOCK, taps - 1)
+        blocks = -(-positions // block)
+        more = (blocks + 1) * block - positions - taps // 2
+        x = F.pad(values.transpose(1, 2), (0, 0, taps // 2, more))
+        x = x.unflatten(2, (heads, -1)).unflatten(1, (blocks + 1, block))
+        x = x.permute(3, 2, 0, 1, 4)
+        seen = torch.cat([x[:, :, :, :-1], x[:, : taps - 1, :, 1:]], dim=1)
+        mixed = _band(self.conv.squeeze(1).to(values.dtype), block) @ seen.flatten(2)
+        mixed = mixed.unflatten(2, (batch, blocks, -1)).permute(2, 3, 1, 0, 4)
+        return mixed.flatten(3).flatten(1, 2)[:, :positions].transpose(1, 2)
+
+
+def _band(filters: Tensor, rows: int) -> Tensor:
+    """Return matrices whose row i holds the filter from column i on.
+
+    Args:
+        filters: (heads, taps).
+        rows: how many.
+
+    Returns:
+        (heads, rows, rows + taps - 1).
+    """
+    taps = filters.size(1)
+    # rows longer by one entry, laid end to end, are shifted by one from row to row
+    longer = F.pad(filters, (0, rows)).unsqueeze(1).expand(-1, rows, -1).flatten(1)
+    columns = rows + taps - 1
+    return longer[:, : rows * columns].unflatten(1, (rows, columns))
 
 
 def _softmax(queries: Tensor, keys: Tensor, lengths: SequenceLengths | None = None) -> Tensor:

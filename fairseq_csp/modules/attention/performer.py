@@ -12,11 +12,12 @@ from fairseq_csp.modules.attention import (
     option,
     register_attention,
 )
-from fairseq_csp.modules.attention._features import divide, draw_projection, mix_features
+from fairseq_csp.modules.attention._features import draw_projection, mix_features
 from fairseq_csp.modules.lengths import SequenceLengths
 
 SOFTMAX_EPS = 1e-4
 RELU_EPS = 1e-3
+SMALLEST_TOTAL = 1e-30
 
 
 @dataclass
@@ -84,8 +85,8 @@ class PerformerAttention(WideAttention):
                 directed = directed.masked_fill(~lengths.mask, -torch.inf)
             largest = directed.detach().amax((1, 2), keepdim=True)
             keys = self._exponential(keys, directed, largest.masked_fill(largest.isinf(), 0))
-        mixed, total = mix_features(queries, lengths.zero_padding(keys), values)
-        return divide(mixed, total, lengths)
+        # a row without positions has no weights
+        return mix_features(queries, lengths.zero_padding(keys), values, least=SMALLEST_TOTAL)
 
     def _exponential(self, x: Tensor, directed: Tensor, largest: Tensor) -> Tensor:
         half = x.square().sum(1, keepdim=True) / 2
