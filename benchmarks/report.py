@@ -20,6 +20,7 @@ import torch
 
 from fairseq_csp.errors import UserError
 from fairseq_csp.flags import positive
+from fairseq_csp.ops import mkl
 from fairseq_csp.ops.kernels import VARIABLE, chosen
 from fairseq_csp.output import unwritable
 from fairseq_csp.processor import has_bfloat16
@@ -133,9 +134,10 @@ class Measurements:
         spec = spec | {name: getattr(self.args, name) for name in shared}
         kernels = spec.pop("kernels", None) or chosen()
         command = [sys.executable, "-m", self.module, json.dumps(spec)]
-        # as train_lra.sh trains: tensors in huge pages
+        # as train_lra.sh trains: tensors in huge pages, all instructions in matrix products
         threads = str(self.args.threads)
         environment = os.environ | {
+            **mkl.environment(),
             "THP_MEM_ALLOC_ENABLE": "1",
             "OMP_NUM_THREADS": threads,
             VARIABLE: kernels,
@@ -169,6 +171,7 @@ class Measurements:
             "python": platform.python_version(),
             "memory_limit_gb": self.args.memory,
             "rounds": self.args.rounds,
+            "preload": os.environ.get(mkl.VARIABLE, mkl.environment().get(mkl.VARIABLE)) or None,
             "allocator": "huge pages, freed memory kept, as by train_lra.sh; for all columns",
         }
 

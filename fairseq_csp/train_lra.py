@@ -28,6 +28,7 @@ from fairseq_csp import checkpoints, supervise
 from fairseq_csp.datasets import DATASETS, IMAGE_SETS, RAW_DIRECTORY
 from fairseq_csp.errors import UserError
 from fairseq_csp.files import write_whole
+from fairseq_csp.ops import mkl
 from fairseq_csp.processor import has_bfloat16
 from fairseq_csp.recipes.arguments import Choice, Known, benchmark_of, parse_arguments
 from fairseq_csp.recipes.benchmarks import BENCHMARKS
@@ -457,6 +458,7 @@ def _write_down(
         "versions": {name: metadata.version(name) for name in ("torch", "numpy", fairseq)},
         "python": platform.python_version(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "preload": os.environ.get(mkl.VARIABLE) or None,
         "gpus": [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())],
     }
     line = (json.dumps(made_with) + "\n").encode()
@@ -572,6 +574,7 @@ def _tool(name: str) -> str:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+    os.environ |= mkl.environment()
     try:
         status = main(sys.argv[1:])
         # as a shell tells of a command that a signal killed

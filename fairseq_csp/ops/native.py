@@ -2,7 +2,7 @@
 
 All ``.cpp`` files beside the operators become one library. It is built under a file lock, so that
 processes which start together build it once, and kept by what it depends on: the sources, the
-version of PyTorch and the processor. ``TORCH_EXTENSIONS_DIR`` or ``XDG_CACHE_HOME`` move the cache.
+version of PyTorch and the processor.
 """
 
 import fcntl
@@ -19,6 +19,8 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
+
+from fairseq_csp.ops import cache
 
 logger = logging.getLogger(__name__)
 
@@ -42,19 +44,13 @@ def load() -> str | None:
         None, or in one line why there is no library.
     """
     try:
-        library = _cache() / f"kernels-{_key()}.so"
+        library = cache.directory() / f"kernels-{_key()}.so"
         if not library.exists():
             _build(library)
         torch.ops.load_library(library)
     except (OSError, RuntimeError, ImportError) as error:
         return next(iter(str(error).strip().splitlines()), type(error).__name__)
     return None
-
-
-def _cache() -> Path:
-    if given := os.environ.get("TORCH_EXTENSIONS_DIR"):
-        return Path(given) / "fairseq_csp"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fairseq_csp"
 
 
 def _sources() -> list[Path]:
