@@ -29,6 +29,7 @@ from fairseq_csp.modules.attention import (
 )
 from fairseq_csp.modules.lengths import SequenceLengths
 from fairseq_csp.ops.dropout import dropout
+from fairseq_csp.ops.gates import dropout_add
 
 POOLINGS = ("mp", "cls", "max")
 SOFTMAX = "softmax"
@@ -137,7 +138,7 @@ class Patches(nn.Module):
 
 
 class Mixing(nn.Module):
-    """``W_o mix(W_qkv x)``: what mixes the tokens of an image.
+    """``W_o mix(W_qkv x)``, added to a residual: what mixes the tokens of an image.
 
     Args:
         cfg: the model's configuration.
@@ -166,8 +167,8 @@ class Mixing(nn.Module):
         self.to_out = out
         self.mix = make_attention(cls.name, context, attention_options(cfg, cls))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (batch, tokens, dim) to the same shape."""
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        """Map twice (batch, tokens, dim) to the same shape."""
         batch, tokens, _ = x.shape
         lengths = SequenceLengths((tokens,) * batch, tokens, x.device)
         if self.to_qkv is None:
@@ -175,7 +176,7 @@ class Mixing(nn.Module):
         else:
             *queries_and_keys, values = self.to_qkv(x).transpose(1, 2).chunk(self.parts, dim=1)
             mixed = self.mix(values, lengths, *queries_and_keys)
-        return self.to_out(mixed.transpose(1, 2))
+        return _add(mixed.transpose(1, 2), self.to_out, residual)
 
     def drop_dead_weights(self, state_dict: dict[str, Tensor], prefix: str) -> int:
         """Keep the values' rows alone of attention weights, where there are no queries and keys.
@@ -212,7 +213,7 @@ def _attention_class(cfg: SharedConfig) -> type[AttentionFunction]:
 
 
 class FeedForward(nn.Module):
-    """Two linear maps with the exact GELU between them.
+    """Two linear maps with the exact GELU between them, added to a residual.
 
     Args:
         dim: model channels.
@@ -230,9 +231,18 @@ class FeedForward(nn.Module):
             Dropout(p),
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (batch, tokens, dim) to the same shape."""
-        return self.net(x)
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        """Map twice (batch, tokens, dim) to the same shape."""
+        return _add(x, self.net, residual)
+
+
+def _add(x: Tensor, net: nn.Module, residual: Tensor) -> Tensor:
+    """Add ``net(x)`` to a residual, in one pass with the dropout that the net may end in."""
+    if isinstance(net, nn.Sequential):
+        x, net = net[:-1](x), net[-1]
+    if isinstance(net, Dropout):
+        return dropout_add(x, residual, net.p, net.training)
+    return residual + net(x)
 
 
 class Prenorm(nn.Module):
@@ -245,7 +255,7 @@ class Prenorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (batch, tokens, dim) to the same shape."""
-        return x + self.fn(self.norm(x))
+        return self.fn(self.norm(x), x)
 
 
 class Encoder(nn.Module):
