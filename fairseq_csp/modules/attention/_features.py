@@ -24,17 +24,16 @@ def mix_features(
 
 
 class _MixFeatures(torch.autograd.Function):
-    """Sums of values and of weights by one product, in both passes."""
+    """The sums of values and of weights have one backward pass."""
 
     @staticmethod
     def forward(
         ctx: FunctionCtx, queries: Tensor, keys: Tensor, values: Tensor, least: float, eps: float
     ) -> Tensor:
         sums = torch.cat([values @ keys.transpose(1, 2), keys.sum(2).unsqueeze(1)], dim=1)
-        mixed_and_total = _product(sums, queries, values)
-        total = mixed_and_total[:, -1:]
+        total = sums[:, -1:] @ queries
         scale = total.clamp(min=least).add_(eps).reciprocal_()
-        mixed = mixed_and_total[:, :-1].mul_(scale)
+        mixed = _product(sums[:, :-1], queries, values).mul_(scale)
         # what is not divided by has no gradient
         ctx.save_for_backward(queries, keys, values, sums, mixed, scale, scale * (total >= least))
         return mixed
