@@ -29,7 +29,7 @@ from fairseq_csp.errors import UserError
 from preprocess.archives import RawRelease
 from preprocess.cifar import SIDE, read_colours
 from preprocess.image_format import ImageDatasetWriter
-from preprocess.image_sets import keep
+from preprocess.image_sets import hold_out, keep
 from preprocess.images import read_image, to_grey
 from preprocess.preparation import add_common_arguments, prepare, standin_source
 from preprocess.sources import require_raw
@@ -42,7 +42,6 @@ DEMO_COUNTS = {"train": 3000, "valid": 500, "test": 500}
 
 _BATCH = re.compile(r"(?:^|/)(?:data_batch_[1-5]|(test)_batch)$")
 _PNG = re.compile(r"(?:^|/)(train|test)/([^/]+)/[^/]+\.png$")
-_VALID_FRACTION = 0.1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -103,12 +102,11 @@ def convert_release(
     """
     pools = _read(release)
     images, labels = pools["train"]
-    order = np.random.default_rng(seed).permutation(len(labels))
-    train = round(len(labels) * (1 - _VALID_FRACTION))
+    train, valid = hold_out(len(labels), seed)
     test = keep(len(pools["test"][1]), limit, seed)
     splits = {
-        "train": (images[order[:train]], labels[order[:train]]),
-        "valid": (images[order[train:]], labels[order[train:]]),
+        "train": (images[train], labels[train]),
+        "valid": (images[valid], labels[valid]),
         "test": tuple(part[test] for part in pools["test"]),
     }
     with ImageDatasetWriter(directory, pixels=side * side) as writer:
