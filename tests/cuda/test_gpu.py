@@ -9,9 +9,12 @@ import torch
 import torch.nn.functional as F
 
 from fairseq_csp import build_attention, channel_wise_sample_permutation
+from fairseq_csp.ops import kernels, native
+from fairseq_csp.ops.dropout import draw_seed
 from fairseq_csp.ops.ema import circular_kernel, convolve, ema_kernel
 from tests.helpers.building import build
 from tests.helpers.commands import logged, start, training_command
+from tests.helpers.kernels import GATES
 from tests.mixers.entries import EVERY_CASE
 from tests.models.test_golden import GOLDEN, before_training, numbers, options
 
@@ -77,6 +80,24 @@ def test_csp_bit_for_bit(dtype, group, lengths, order):
         pairs = zip(answers["cpu", descending], answers["cuda", descending], strict=True)
         for one, other in pairs:
             assert torch.equal(one.nan_to_num(99), other.nan_to_num(99))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", GATES)
+def test_gates_equal_those_of_the_cpu(name, dtype):
+    """What is dropped is the same bit for bit."""
+    assert native.load() is None and kernels.implementation(torch.device("cuda")) == "triton"
+    for shape in ((2, 3, 5), (3, 64, 1100)):
+        for p in (0.0, 0.3, 1.0):
+            inputs = [(torch.randn(shape) * 3).to(dtype) for _ in range(GATES[name])]
+            drawn = () if "product" in name else (p, draw_seed())
+            expected = getattr(torch.ops.fairseq_csp_native, name)(*inputs, *drawn)
+            found = getattr(torch.ops.fairseq_csp_triton, name)(*(x.cuda() for x in inputs), *drawn)
+            expected, found = ([x] if isinstance(x, torch.Tensor) else x for x in (expected, found))
+            for one, other in zip(found, expected, strict=True):
+                torch.testing.assert_close(one.cpu(), other)
+                if name in ("dropout", "silu_dropout"):
+                    assert torch.equal(one.cpu() == 0, other == 0)
 
 
 @pytest.mark.parametrize("positions", [1, 60, 1000])

@@ -15,7 +15,7 @@ from fairseq_csp.ops import kernels, native
 from fairseq_csp.ops.csp import eager
 from fairseq_csp.ops.csp.operators import csp_shifts
 from fairseq_csp.ops.dropout import draw_seed
-from tests.helpers.kernels import INTERPRETED
+from tests.helpers.kernels import GATES, INTERPRETED
 
 ROOT = Path(__file__).parents[2]
 CUDA = torch.device("cuda")
@@ -114,26 +114,15 @@ else:
             undone = triton_kernels.restore(grad, lengths, shifts, kept, group, first)
             assert same(undone, eager.restore(grad, lengths, shifts, kept_by_it, group, first))
 
-    OPERATORS = {
-        "silu_product": 2,
-        "silu_product_backward": 3,
-        "silu_dropout": 1,
-        "silu_dropout_backward": 2,
-        "dropout": 1,
-        "dropout_add": 2,
-        "gated_residual": 4,
-        "gated_residual_backward": 5,
-    }
-
     @pytest.mark.parametrize("shape", [(2, 3, 5), (3, 2, 200), (1, 1, 1100)], ids=str)
-    @pytest.mark.parametrize("name", OPERATORS)
+    @pytest.mark.parametrize("name", GATES)
     def test_gates_equal_those_in_cpp(name, shape):
         """In what is dropped bit for bit, for the processor's own rounding otherwise."""
         if native.load() is not None:
             pytest.skip("there is no compiler")
         assert kernels._triton("triton")
         for dtype, p in product((torch.float32, torch.bfloat16), (0.0, 0.3, 1.0)):
-            inputs = [(torch.randn(shape) * 3).to(dtype) for _ in range(OPERATORS[name])]
+            inputs = [(torch.randn(shape) * 3).to(dtype) for _ in range(GATES[name])]
             drawn = () if "product" in name else (p, draw_seed())
             found, expected = (
                 getattr(namespace, name)(*inputs, *drawn)
