@@ -20,13 +20,14 @@ from benchmarks.report import markdown, markdown_line
 from fairseq_csp.errors import UserError
 from fairseq_csp.flags import positive
 from fairseq_csp.ops.csp import channel_wise_sample_permutation
-from fairseq_csp.ops.kernels import VARIABLE, chosen
+from fairseq_csp.ops.kernels import VARIABLE
 
 # lengths in bytes of 25 random reviews of IMDB's train set, as a batch of the recipe has them
 REVIEWS = (
     *(690, 4000, 1222, 732, 876, 1016, 2413, 573, 839, 1780, 1053, 655, 3070, 1408, 964),
     *(741, 2210, 310, 928, 1132, 626, 1547, 3608, 805, 1164),
 )
+GRAPHS = "graphs"
 PRECISIONS = ("float32", "tf32", "amp", "bfloat16")
 STEPS = ["step", "precision", "kernels", "ms", "valid tokens/s", "launches", "GPU busy", "peak MB"]
 OPERATOR = ["CSP, forward and backward", "dtype", "ms", "copy ms", "times a copy"]
@@ -59,9 +60,12 @@ def kernels_of(call: Callable[[], object]) -> dict[str, tuple[int, float]]:
     return found
 
 
-def step_of(attention: str, precision: str, lengths: list[int]) -> Callable[[], None]:
+def step_of(
+    attention: str, precision: str, lengths: list[int], graphs: bool = False
+) -> Callable[[], None]:
     """Return a training step of ``mega_lra_imdb`` on rows of these lengths."""
-    model = build_model("mega_lra_imdb", max(lengths), attention=attention).cuda()
+    options = {"attention": attention, "cuda_graphs": graphs}
+    model = build_model("mega_lra_imdb", max(lengths), **options).cuda()
     if precision == "bfloat16":
         model = model.bfloat16()
     sample = random_sample(model, len(lengths), max(lengths))
@@ -80,9 +84,13 @@ def step_of(attention: str, precision: str, lengths: list[int]) -> Callable[[], 
     return in_precision
 
 
-def step_row(name: str, attention: str, precision: str, lengths: list[int], rounds: int) -> list:
+def step_row(
+    name: str, attention: str, precision: str, kernels: str, lengths: list[int], rounds: int
+) -> list:
     """Measure a training step; the columns are ``STEPS``."""
-    step = step_of(attention, precision, lengths)
+    graphs = kernels == GRAPHS
+    os.environ[VARIABLE] = "auto" if graphs else kernels
+    step = step_of(attention, precision, lengths, graphs)
     time = milliseconds(step, rounds)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -92,8 +100,9 @@ def step_row(name: str, attention: str, precision: str, lengths: list[int], roun
     busy = sum(total for _, total in found) / time
     tokens = 1000 * sum(lengths) / time
     launches = sum(count for count, _ in found)
-    cells = [f"{time:.2f}", f"{tokens:,.0f}", f"{launches:,}", f"{busy:.2f}", f"{peak:,.0f}"]
-    return [name, precision, chosen(), *cells]
+    cells = [f"{time:.2f}", f"{tokens:,.0f}", f"{launches:,}", f"{busy:.2f}"]
+    # graphs keep their memory
+    return [name, precision, kernels, *cells, "" if graphs else f"{peak:,.0f}"]
 
 
 def operator_row(dtype: torch.dtype, lengths: list[int], rounds: int) -> list:
@@ -128,7 +137,12 @@ def main(arguments: list[str]) -> None:
     add("--rounds", type=positive, default=20, help="steps of each row; the median counts")
     add("--attention", nargs="+", default=["csp", "softmax"], help="attention functions")
     add("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS)
-    add("--kernels", nargs="+", default=["auto", "reference"], help=f"of {VARIABLE}")
+    add(
+        "--kernels",
+        nargs="+",
+        default=["auto", "reference", GRAPHS],
+        help=f"of {VARIABLE}, or graphs",
+    )
     add("--listed", type=int, default=0, help="list so many kernels of the first row")
     args = made.parse_args(arguments)
     if not torch.cuda.is_available():
@@ -147,13 +161,12 @@ def main(arguments: list[str]) -> None:
     for attention in args.attention:
         for precision in args.precisions:
             for kernels in args.kernels:
-                os.environ[VARIABLE] = kernels
                 for kind, lengths in kinds.items():
                     name = f"mega {attention} {kind}"
-                    row = step_row(name, attention, precision, lengths, args.rounds)
+                    row = step_row(name, attention, precision, kernels, lengths, args.rounds)
                     out(markdown_line(row))
                     sys.stdout.flush()
-    os.environ[VARIABLE] = args.kernels[0]
+    os.environ[VARIABLE] = "auto"
     out("\n" + markdown(OPERATOR, []))
     for dtype in (torch.float32, torch.bfloat16):
         for kind in ("25 x 4000", "25 reviews"):

@@ -34,13 +34,13 @@ RECORD = "command.jsonl"
 # of the model and the task, what does not change the function that is trained
 FREE = {
     "model": ("dropout", "attention_dropout", "act_dropout", "feature_dropout", "keep_padding")
-    + ("apply_bert_init", "classifier_in_dim"),
+    + ("cuda_graphs", "apply_bert_init", "classifier_in_dim"),
     # the task compares those of pixels itself, which the data may give
     "task": ("data", "seed", "no_shuffle", "tf32", "pixel_mean", "pixel_std"),
 }
 # what may be changed on purpose in the course of a training
 CHANGEABLE = {
-    "model": FREE["model"][:5],
+    "model": FREE["model"][:6],
     "task": ("no_shuffle", "tf32"),
     "criterion": ("label_smoothing",),
     "common": ("seed", "fp16", "bf16", "amp"),

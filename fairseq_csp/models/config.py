@@ -46,6 +46,9 @@ class SharedConfig(FairseqDataclass):
     encoder_embed_dim: int = _flag(128, "model channels")
     encoder_ffn_embed_dim: int = _flag(256, "channels inside a feed-forward block")
     max_positions: int = _flag(4002, "most positions of a row")
+    cuda_graphs: bool = _flag(
+        False, "on a GPU: train by CUDA graphs, one for each shape of a batch; takes effect there"
+    )
     dropout: float = _flag(0.1, "probability of dropping a model channel")
     act_dropout: float = _flag(0.0, "probability of dropping a hidden number or a value")
     apply_bert_init: bool = _flag(False, "initialise linear maps and symbols as BERT does")

@@ -30,12 +30,13 @@ from fairseq_csp.models.config import (
     renew_flags,
 )
 from fairseq_csp.models.family import FAMILY_REGISTRY, Family, attention_of, family
+from fairseq_csp.models.graphs import GraphedEncoder
 from fairseq_csp.models.hub import FromPretrained
 from fairseq_csp.models.length_buckets import length_buckets
 from fairseq_csp.models.loading import CheckpointLoading
 from fairseq_csp.models.tpu import take_back_tpu
 from fairseq_csp.modules import attention as attention_functions
-from fairseq_csp.modules.attention import start_batch
+from fairseq_csp.modules.attention import ATTENTION_REGISTRY, start_batch
 from fairseq_csp.modules.lengths import SequenceLengths
 from fairseq_csp.modules.moving_average import shared_kernels
 from fairseq_csp.modules.norms import BATCH_NORMS
@@ -58,6 +59,10 @@ class LRAEncoder(nn.Module):
         self.vector_dim = encoder.vector_dim(cfg)
         self.encoder = encoder(cfg, dictionary)
         self.trim = not cfg.keep_padding
+        padding = None if dictionary is None else dictionary.pad()
+        self.graphs = None
+        if cfg.cuda_graphs:
+            self.graphs = GraphedEncoder(self.encoder, padding, cfg.max_positions)
 
     def forward(
         self, source: Tensor, lengths: Tensor | np.ndarray | Sequence[int] | None
@@ -74,6 +79,8 @@ class LRAEncoder(nn.Module):
         valid = SequenceLengths.of(lengths, batch, positions, source.device)
         if not batch:
             return torch.zeros(0, self.vector_dim, device=source.device)
+        if self.graphs is not None and (graphed := self.graphs(source, valid)) is not None:
+            return graphed
         trim = self.trim and not valid.full and source.device.type == "cpu"
         trim = trim and not torch.compiler.is_compiling()
         buckets = length_buckets(valid.host) if trim else []
@@ -147,6 +154,13 @@ class LRAModel(FromPretrained, CheckpointLoading, BaseFairseqModel):
             raise UserError(
                 f"--norm-type {cfg.norm_type} would take padding into its statistics: for text "
                 "choose layernorm, scalenorm or rmsnorm"
+            )
+        function = attention_of(cfg)
+        if cfg.cuda_graphs and not (function and function.graphable):
+            able = [name for name, cls in ATTENTION_REGISTRY.items() if cls.graphable]
+            raise UserError(
+                f"--cuda-graphs does not go with {function.name if function else 'the LSTM'}, "
+                f"whose work the host decides: leave it out, or choose one of {', '.join(able)}"
             )
         if useless := flags_without_effect(cfg):
             attention = attention_of(cfg)

@@ -117,14 +117,15 @@ def build_moving_average(
 def shared_kernels(model: nn.Module) -> Iterator[None]:
     """Compute the kernel of each moving average of a model once for all that is encoded inside.
 
-    The parameters must not change inside; their gradients add up.
+    The parameters must not change inside; their gradients add up. Inside of another one it shares
+    nothing with that.
     """
     averages = [module for module in model.modules() if isinstance(module, MovingAverage)]
+    before = [(average._shared, average._kept) for average in averages]
     for average in averages:
-        average._shared = True
+        average._shared, average._kept = True, None
     try:
         yield
     finally:
-        for average in averages:
-            average._shared = False
-            average._kept = None
+        for average, kept in zip(averages, before, strict=True):
+            average._shared, average._kept = kept

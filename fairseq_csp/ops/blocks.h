@@ -93,6 +93,13 @@ inline Vec keep(const float* factor, const Vec& x) {
   return Vec::blendv(zero, factors * x, factors != zero);
 }
 
+// Seeds are tensors, so that a graph does not take them for constants; none stands for 0.
+using Seed = std::optional<at::Tensor>;
+
+inline int64_t number_of(const Seed& seed) {
+  return seed.has_value() ? seed->item<int64_t>() : 0;
+}
+
 // What is kept of one channel, and by what it is multiplied.
 struct Dropout {
   uint32_t key, threshold;

@@ -1,5 +1,8 @@
 """Dropout that does not wait for the random number generator on a CPU."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -9,6 +12,8 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from fairseq_csp.ops.kernels import contiguous_positions, fused
 
 LEVELS = 1 << 7
+# seeds to take rather than to draw
+_given: Iterator[Tensor] | None = None
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -42,12 +47,45 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     return _Dropout.apply(x, p)
 
 
-def draw_seed() -> int:
-    """Return 63 bits of PyTorch's generator, which seed a faster one."""
-    return int(torch.empty((), dtype=torch.int64).random_())
+def draw_seed() -> Tensor:
+    """Return 63 bits of PyTorch's generator, which seed a faster one.
+
+    Returns:
+        () int64, on the CPU; inside :func:`seeds_from` one of its tensor's.
+    """
+    if _given is not None:
+        return next(_given)
+    return torch.empty((), dtype=torch.int64).random_()
 
 
-def drop_by_seed(x: Tensor, p: float, seed: int) -> Tensor:
+@contextmanager
+def seeds_from(seeds: Tensor) -> Iterator[list[Tensor]]:
+    """Take the seeds that are drawn inside from a tensor, in its order.
+
+    A graph of a GPU's work draws anew with each replay when the tensor is filled before it.
+
+    Args:
+        seeds: (most,) int64.
+
+    Yields:
+        Those taken so far.
+    """
+    global _given
+    taken: list[Tensor] = []
+
+    def take() -> Iterator[Tensor]:
+        for seed in seeds:
+            taken.append(seed)
+            yield seed
+
+    before, _given = _given, take()
+    try:
+        yield taken
+    finally:
+        _given = before
+
+
+def drop_by_seed(x: Tensor, p: float, seed: Tensor) -> Tensor:
     """Drop the numbers that follow from a seed, the same for the same seed and shape.
 
     Without a gradient: what calls it draws the same again in its backward pass.
@@ -66,7 +104,7 @@ def drop_by_seed(x: Tensor, p: float, seed: int) -> Tensor:
     return torch.where(factors == 0, 0, x * factors.to(x.dtype))
 
 
-def keep_factors(shape: tuple[int, ...], p: float, seed: int, device: torch.device) -> Tensor:
+def keep_factors(shape: tuple[int, ...], p: float, seed: Tensor, device: torch.device) -> Tensor:
     """Return by what dropout multiplies each number: the hash of the kernels, bit for bit.
 
     A channel's key and threshold follow from the seed and its row, of 64 positions the first 32
@@ -121,7 +159,7 @@ class _FusedDropout(torch.autograd.Function):
     """16 bits a number, drawn again in the backward pass: nothing is kept."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, p: float, seed: int) -> Tensor:
+    def forward(ctx: FunctionCtx, x: Tensor, p: float, seed: Tensor) -> Tensor:
         ctx.drawn = p, seed
         return drop_by_seed(x, p, seed)
 
@@ -134,7 +172,7 @@ class _FusedDropout(torch.autograd.Function):
 class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, p: float) -> Tensor:
-        draws = np.random.SFC64(draw_seed()).random_raw(-(-x.numel() // 8))
+        draws = np.random.SFC64(int(draw_seed())).random_raw(-(-x.numel() // 8))
         levels = torch.from_numpy(draws.view(np.int8))[: x.numel()].view(x.shape)
         dropped = torch.rand(*x.shape[:-1], 1).add_(p * LEVELS).to(torch.int8)
         # 7 random bits less the threshold: the sign, in all bits, is that of a number to drop

@@ -182,8 +182,9 @@ std::tuple<Tensor, Tensor> linear_gradients(const Tensor& grad, const Tensor& x,
 // residual + dropout(weight2 silu(weight1 x + bias1) + bias2), and weight1 x.
 std::tuple<Tensor, Tensor> feed_forward(
     const Tensor& x, const Tensor& residual, const Tensor& weight1, const Tensor& bias1,
-    const Tensor& weight2, const Tensor& bias2, double p, int64_t seed) {
+    const Tensor& weight2, const Tensor& bias2, double p, const Seed& drawn) {
   const Blocks blocks(x);
+  const int64_t seed = number_of(drawn);
   const int64_t hidden = weight1.size(0), dim = weight2.size(0);
   const Tensor out = at::empty({x.size(0), dim, x.size(2)}, x.options());
   const Tensor inner = at::empty({x.size(0), hidden, x.size(2)}, x.options());
@@ -230,9 +231,10 @@ std::tuple<Tensor, Tensor> feed_forward(
 // The gradients of x, with the residual's where that is x, and of weights and biases.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> feed_forward_backward(
     const Tensor& grad, const Tensor& x, const Tensor& inner, const Tensor& weight1,
-    const Tensor& bias1, const Tensor& weight2, const Tensor& bias2, double p, int64_t seed,
+    const Tensor& bias1, const Tensor& weight2, const Tensor& bias2, double p, const Seed& drawn,
     bool residual_is_x) {
   const Blocks blocks(x);
+  const int64_t seed = number_of(drawn);
   const int64_t hidden = weight1.size(0), dim = weight2.size(0);
   const Tensor grad_x = at::empty(x.sizes(), x.options());
   const std::vector<float> first_bias = floats(bias1);
@@ -310,9 +312,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> feed_forward_backward(
 // result is used: what is returned for the backward pass is without.
 std::tuple<Tensor, Tensor, Tensor, Tensor> gated_mixing(
     const Tensor& average, const Tensor& mixed, const Tensor& residual, const Tensor& weight,
-    const Tensor& bias, const Tensor& out_weight, const Tensor& out_bias, double p, int64_t seed,
-    int64_t out_seed) {
+    const Tensor& bias, const Tensor& out_weight, const Tensor& out_bias, double p, const Seed& drawn,
+    const Seed& out_drawn) {
   const Blocks blocks(average);
+  const int64_t seed = number_of(drawn), out_seed = number_of(out_drawn);
   const int64_t dim = average.size(1), hidden = mixed.size(1);
   const auto make = [&](int64_t channels) {
     return at::empty({average.size(0), channels, average.size(2)}, average.options());
@@ -376,9 +379,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gated_mixing(
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gated_mixing_backward(
     const Tensor& grad, const Tensor& average, const Tensor& mixed, const Tensor& residual,
     const Tensor& update, const Tensor& reset, const Tensor& inner, const Tensor& weight,
-    const Tensor& bias, const Tensor& out_weight, const Tensor& out_bias, double p, int64_t seed,
-    int64_t out_seed) {
+    const Tensor& bias, const Tensor& out_weight, const Tensor& out_bias, double p, const Seed& drawn,
+    const Seed& out_drawn) {
   const Blocks blocks(average);
+  const int64_t seed = number_of(drawn), out_seed = number_of(out_drawn);
   const int64_t dim = average.size(1), hidden = mixed.size(1), rows = 2 * dim + hidden;
   const auto like = [](const Tensor& x) { return at::empty(x.sizes(), x.options()); };
   const Tensor grad_average = like(average), grad_mixed = like(mixed), grad_residual = like(residual);
@@ -491,19 +495,19 @@ TORCH_LIBRARY_FRAGMENT(fairseq_csp_native, library) {
   add("linear_gradients(Tensor grad, Tensor x, Tensor weight) -> (Tensor, Tensor)",
       "linear_gradients", TORCH_FN(linear_gradients));
   add("feed_forward(Tensor x, Tensor residual, Tensor weight1, Tensor bias1, Tensor weight2, "
-      "Tensor bias2, float p, int seed) -> (Tensor, Tensor)",
+      "Tensor bias2, float p, Tensor? seed) -> (Tensor, Tensor)",
       "feed_forward", TORCH_FN(feed_forward));
   add("feed_forward_backward(Tensor grad, Tensor x, Tensor inner, Tensor weight1, Tensor bias1, "
-      "Tensor weight2, Tensor bias2, float p, int seed, bool residual_is_x) -> "
+      "Tensor weight2, Tensor bias2, float p, Tensor? seed, bool residual_is_x) -> "
       "(Tensor, Tensor, Tensor, Tensor, Tensor)",
       "feed_forward_backward", TORCH_FN(feed_forward_backward));
   add("gated_mixing(Tensor average, Tensor mixed, Tensor residual, Tensor weight, Tensor bias, "
-      "Tensor out_weight, Tensor out_bias, float p, int seed, int out_seed) -> "
+      "Tensor out_weight, Tensor out_bias, float p, Tensor? seed, Tensor? out_seed) -> "
       "(Tensor, Tensor, Tensor, Tensor)",
       "gated_mixing", TORCH_FN(gated_mixing));
   add("gated_mixing_backward(Tensor grad, Tensor average, Tensor mixed, Tensor residual, "
       "Tensor update, Tensor reset, Tensor inner, Tensor weight, Tensor bias, Tensor out_weight, "
-      "Tensor out_bias, float p, int seed, int out_seed) -> "
+      "Tensor out_bias, float p, Tensor? seed, Tensor? out_seed) -> "
       "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
       "gated_mixing_backward", TORCH_FN(gated_mixing_backward));
 }

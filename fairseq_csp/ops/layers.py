@@ -92,7 +92,7 @@ def gated_mixing(
     tensors = (average, mixed, residual, weight, bias, out_weight, out_bias)
     if 0 <= p <= 1 and _kernels(*tensors):
         p, seed = _drawn(p, training)
-        return _GatedMixing.apply(*tensors, p, seed, draw_seed() if p else 0)
+        return _GatedMixing.apply(*tensors, p, seed, draw_seed() if p else None)
     average = silu_dropout(average, p, training)
     sizes = (average.size(1), mixed.size(1), average.size(1))
     update, reset, direct = linear_split(average, weight, bias, sizes)
@@ -107,9 +107,9 @@ def _kernels(*tensors: Tensor) -> Any | None:
     return native_operators(*tensors)
 
 
-def _drawn(p: float, training: bool) -> tuple[float, int]:
+def _drawn(p: float, training: bool) -> tuple[float, Tensor | None]:
     p = p if training else 0.0
-    return p, draw_seed() if p else 0
+    return p, draw_seed() if p else None
 
 
 class _FeedForward(torch.autograd.Function):
@@ -123,7 +123,7 @@ class _FeedForward(torch.autograd.Function):
         weight2: Tensor,
         bias2: Tensor,
         p: float,
-        seed: int,
+        seed: Tensor | None,
     ) -> Tensor:
         maps = (weight1, bias1, weight2, bias2)
         beside = x if residual is None else residual

@@ -12,7 +12,7 @@ from fairseq_csp import build_attention, channel_wise_sample_permutation
 from fairseq_csp.ops import kernels, native
 from fairseq_csp.ops.dropout import draw_seed
 from fairseq_csp.ops.ema import circular_kernel, convolve, ema_kernel
-from tests.helpers.building import build
+from tests.helpers.building import build, small
 from tests.helpers.commands import logged, start, training_command
 from tests.helpers.kernels import GATES
 from tests.mixers.entries import EVERY_CASE
@@ -69,7 +69,7 @@ def test_csp_bit_for_bit(dtype, group, lengths, order):
     answers = {}
     for device in ("cpu", "cuda"):
         for descending in (False, True):
-            x = values.to(device).requires_grad_()
+            x = values.detach().to(device).requires_grad_()
             out = channel_wise_sample_permutation(
                 x, lengths, layer=1, num_layers=3, group_size=group, order=order,
                 descending=descending,
@@ -95,7 +95,8 @@ def test_gates_equal_those_of_the_cpu(name, dtype):
             found = getattr(torch.ops.fairseq_csp_triton, name)(*(x.cuda() for x in inputs), *drawn)
             expected, found = ([x] if isinstance(x, torch.Tensor) else x for x in (expected, found))
             for one, other in zip(found, expected, strict=True):
-                torch.testing.assert_close(one.cpu(), other)
+                close = {"rtol": 1e-5, "atol": 3e-5} if dtype == torch.float32 else {}
+                torch.testing.assert_close(one.cpu(), other, **close)
                 if name in ("dropout", "silu_dropout"):
                     assert torch.equal(one.cpu() == 0, other == 0)
 
@@ -173,3 +174,72 @@ def test_two_gpus(tiny_listops, tmp_path, flags):
     log, losses = train(tiny_listops, tmp_path / "run", *flags, gpus="0,1")
     assert "training on 2 devices" in log
     assert losses and all(map(math.isfinite, losses))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16", "amp"])
+@pytest.mark.parametrize(
+    ("arch", "attention"),
+    [
+        ("mega_lra_imdb", "csp"),
+        ("mega_lra_imdb", "softmax"),
+        ("transformer_lra_imdb", "softmax"),
+        ("flash_lra_imdb", "relu2"),
+        ("mega_lra_cifar10", "laplace"),
+    ],
+)
+def test_cuda_graphs_train_as_without(arch, attention, precision):
+    """Losses and gradients with dropout, of several shapes, two batches to an update."""
+    found = []
+    for cuda_graphs in (False, True):
+        # what torch itself drops follows from the GPU's generator: alike, but not in one order
+        ours = {"attention": attention, "cuda_graphs": cuda_graphs, "max_positions": 600}
+        model = small(arch, dropout=0.3 if attention == "csp" else 0.0, **ours).train()
+        model = model.to("cuda", HALVES.get(precision))
+        for layer in model.classifier:
+            layer[1].p = 0.0
+        losses = []
+        for seed, lengths in enumerate([[9, 5, 7], [300, 2, 30], [12, 12, 12]] * 3):
+            torch.manual_seed(seed)
+            if arch.endswith("cifar10"):
+                inputs = (torch.randn(3, 64).cuda().to(next(model.parameters()).dtype),)
+            else:
+                tokens = torch.randint(4, 9, (3, max(lengths)))
+                for row, length in enumerate(lengths):
+                    tokens[row, length:] = 1
+                inputs = (tokens.cuda(), np.array(lengths))
+            cast = torch.autocast("cuda", torch.bfloat16)
+            with cast if precision == "amp" else nullcontext():
+                logits = model(*inputs).float()
+            loss = F.cross_entropy(logits, torch.tensor([0, 1, 0]).cuda())
+            loss.backward()
+            losses.append(loss.item())
+        whole = torch.cat([p.grad.float().flatten() for p in model.parameters()])
+        found.append((losses, whole, list(model.buffers())))
+    exact = precision == "float32"
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-4 if exact else 0.02)
+    likeness = torch.cosine_similarity(found[0][1], found[1][1], dim=0)
+    assert likeness > (0.9999 if exact else 0.98)
+    assert found[1][1].norm() == pytest.approx(
+        found[0][1].norm().item(), rel=1e-3 if exact else 0.1
+    )
+    for one, other in zip(found[0][2], found[1][2], strict=True):
+        torch.testing.assert_close(one, other, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("flags", [(), ("--amp",), ("--bf16",), ("--fp16",)], ids="".join)
+def test_training_by_cuda_graphs(tiny_listops, tmp_path, flags):
+    _, plain = train(tiny_listops, tmp_path / "plain", *flags, updates=30)
+    log, graphed = train(tiny_listops, tmp_path / "run", *flags, "--cuda-graphs", updates=30)
+    assert "recorded a CUDA graph for batches of 8 x" in log
+    assert len(graphed) == len(plain)
+    # dropout included; a batch has another number of padded positions, so that sums are rounded
+    # otherwise
+    assert graphed == pytest.approx(plain, rel=0.1)
+
+
+def test_resuming_with_cuda_graphs(tiny_listops, tmp_path):
+    flags = ("--cuda-graphs", "--bf16")
+    _, whole = train(tiny_listops, tmp_path / "whole", *flags, updates=20)
+    train(tiny_listops, tmp_path / "halves", *flags, updates=10)
+    _, rest = train(tiny_listops, tmp_path / "halves", *flags, updates=20)
+    assert rest and rest == pytest.approx(whole[-len(rest) :], rel=0.02)

@@ -30,7 +30,11 @@ for kind in sys.argv[2:]:
     names = [name for name in _kernel.arg_names if name.startswith(("in", "out"))]
     types = dict.fromkeys(names, f"*{kind}") | {"scale": "fp32", "seed": "i64", "levels": "i64"}
     for function in GATES:
-        compiled(_kernel, types, {"function": function, "ACTIVE": True, "BLOCK": 1024})
+        compiled(
+            _kernel,
+            types,
+            {"function": function, "ACTIVE": True, "SEED_STORED": False, "BLOCK": 1024},
+        )
         count += 1
     types = CSP | {"source": f"*{kind}", "target": f"*{kind}"}
     keys = ("HAS_LENGTHS", "SHIFT_READ", "SORT", "DESCENDING", "UNDO")

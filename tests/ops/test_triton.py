@@ -46,7 +46,7 @@ if not INTERPRETED:
         out = run(
             [code, "80", "fp32", "bf16"], TRITON_CACHE_DIR=str(tmp_path), PYTHONPATH=str(ROOT)
         )
-        assert out.split() == ["32", "kernels"]
+        assert out.split() == ["48", "kernels"]
 
     def test_what_is_used_on_a_gpu(monkeypatch):
         monkeypatch.setattr(kernels, "_triton", lambda choice: True)

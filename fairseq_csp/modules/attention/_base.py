@@ -100,6 +100,8 @@ class AttentionFunction(nn.Module):
             class says.
         carried: the class that takes its place in an architecture which carries a second stream.
         refuses: functions whose options it fixes, so that their flags are an error beside it.
+        graphable: whether its work follows from tensors alone, without numbers that are drawn,
+            counted or looked at on the host: what ``--cuda-graphs`` needs.
         layer: index of the layer; a layer that is repeated sets it before each call.
     """
 
@@ -113,6 +115,7 @@ class AttentionFunction(nn.Module):
     families: ClassVar[tuple[str, ...] | None] = None
     carried: ClassVar["type[CarriedAttention] | None"] = None
     refuses: ClassVar[tuple[str, ...]] = ()
+    graphable: ClassVar[bool] = False
 
     def __init__(self, context: AttentionContext, options: Any = None) -> None:
         super().__init__()

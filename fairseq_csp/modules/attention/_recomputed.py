@@ -113,19 +113,21 @@ class _Block:
         return torch.baddbmm(bias, last_first, keys)
 
 
-def _blocks(lengths: SequenceLengths) -> Iterator[_Block]:
+def _blocks(lengths: SequenceLengths, batch: int) -> Iterator[_Block]:
     """Divide all pairs of positions into blocks."""
-    batch, positions = len(lengths.host), lengths.positions
+    positions = lengths.positions
     most = _scores_together(lengths.device)
     one_by_one = _one_by_one(lengths.device)
     together = min(max(1, most // max(positions**2, 1)), batch) if one_by_one else batch
     for first in range(0, batch, together):
         sequences = slice(first, first + together)
-        host = lengths.host[sequences]
-        longest = max(host) if one_by_one else positions
-        whole = (host, longest) == (lengths.host, positions)
-        part = lengths if whole else SequenceLengths(host, longest, lengths.device)
-        count = max(1, most // max(len(host) * longest, 1))
+        part, longest = lengths, positions
+        if one_by_one:
+            host = lengths.host[sequences]
+            longest = max(host)
+            if (host, longest) != (lengths.host, positions):
+                part = SequenceLengths(host, longest, lengths.device)
+        count = max(1, most // max(together * longest, 1))
         for query in range(0, longest, count):
             yield _Block(sequences, part, slice(query, min(query + count, longest)))
 
@@ -146,7 +148,7 @@ class _Attend(torch.autograd.Function):
         ctx.function, ctx.lengths, ctx.p = function, lengths, p
         ctx.seeds = []
         out = torch.empty_like(values) if lengths.full else torch.zeros_like(values)
-        for block in _blocks(lengths):
+        for block in _blocks(lengths, len(values)):
             weights = function(block.scores(queries, keys, line), block.lengths)
             if p:
                 ctx.seeds.append(draw_seed())
@@ -164,7 +166,7 @@ class _Attend(torch.autograd.Function):
         grad_values, grad_keys = (torch.zeros_like(x, dtype=wide) for x in (values, keys))
         grad_queries = torch.zeros_like(queries)
         grad_line = None if line is None else torch.zeros_like(line, dtype=wide)
-        for index, block in enumerate(_blocks(ctx.lengths)):
+        for index, block in enumerate(_blocks(ctx.lengths, len(values))):
             scores = block.scores(queries, keys, line).requires_grad_()
             with torch.enable_grad():
                 weights = ctx.function(scores, block.lengths)

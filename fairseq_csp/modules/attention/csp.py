@@ -45,6 +45,8 @@ class CSPOptions:
 class CSPAttention(ValueAttention):
     """Channel-wise sample permutation, see :mod:`fairseq_csp.ops.csp`."""
 
+    graphable = True
+
     def __init__(self, context: AttentionContext, options: CSPOptions | None = None) -> None:
         super().__init__(context, options)
         group = self.options.group_size

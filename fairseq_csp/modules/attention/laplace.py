@@ -13,6 +13,8 @@ from fairseq_csp.modules.attention._scores import ElementwiseAttention
 class LaplaceAttention(ElementwiseAttention):
     """The Laplace function of each score."""
 
+    graphable = True
+
     MEAN = 0.707107
     DEVIATION = 0.282095
 

@@ -11,6 +11,8 @@ from fairseq_csp.modules.attention._scores import ElementwiseAttention
 class SquaredReluAttention(ElementwiseAttention):
     """``relu(x)^2`` of each score."""
 
+    graphable = True
+
     def function(self, scores: Tensor) -> Tensor:
         """Return ``max(x, 0)^2``, in the shape and dtype of the scores."""
         return F.relu(scores).square()

@@ -21,6 +21,8 @@ class SoftmaxAttention(ScoreAttention):
     fused kernels serve, which keep no weights; they take no learnt bias for each distance.
     """
 
+    graphable = True
+
     of_scores_alone = True
 
     def mix(

@@ -77,7 +77,7 @@ def gated_residual(
     """
     if 0 <= p <= 1 and fused(residual, update, direct, mixed):
         p = p if training else 0.0
-        return _GatedResidual.apply(residual, update, direct, mixed, p, draw_seed() if p else 0)
+        return _GatedResidual.apply(residual, update, direct, mixed, p, draw_seed() if p else None)
     candidate = dropout(F.silu(direct + mixed), p, training)
     gate = torch.sigmoid(update)
     return torch.lerp(residual, candidate.to(residual.dtype), gate.to(residual.dtype))
@@ -85,7 +85,7 @@ def gated_residual(
 
 class _SiluDropout(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, p: float, seed: int) -> Tensor:
+    def forward(ctx: FunctionCtx, x: Tensor, p: float, seed: Tensor) -> Tensor:
         ctx.save_for_backward(x)
         ctx.drawn = p, seed
         return fused(x).silu_dropout(x, p, seed)
@@ -100,7 +100,7 @@ class _SiluDropout(torch.autograd.Function):
 
 class _DropoutAdd(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, residual: Tensor, p: float, seed: int) -> Tensor:
+    def forward(ctx: FunctionCtx, x: Tensor, residual: Tensor, p: float, seed: Tensor) -> Tensor:
         ctx.drawn = p, seed
         return fused(x).dropout_add(x, residual, p, seed)
 
@@ -120,7 +120,7 @@ class _GatedResidual(torch.autograd.Function):
         direct: Tensor,
         mixed: Tensor,
         p: float,
-        seed: int,
+        seed: Tensor | None,
     ) -> Tensor:
         ctx.save_for_backward(residual, update, direct, mixed)
         ctx.drawn = p, seed

@@ -46,7 +46,7 @@ void run(
 
 template <size_t inputs, size_t outputs, typename Function>
 std::array<at::Tensor, outputs> pointwise(
-    const std::array<at::Tensor, inputs>& from, double p, int64_t seed, const Function& function) {
+    const std::array<at::Tensor, inputs>& from, double p, const Seed& seed, const Function& function) {
   for (const at::Tensor& tensor : from) {
     TORCH_CHECK(has_rows(tensor) && tensor.sizes() == from[0].sizes() &&
         tensor.scalar_type() == from[0].scalar_type(),
@@ -54,9 +54,10 @@ std::array<at::Tensor, outputs> pointwise(
   }
   std::array<at::Tensor, outputs> to;
   for (at::Tensor& tensor : to) tensor = at::empty(from[0].sizes(), from[0].options());
+  const int64_t number = number_of(seed);
   switch (from[0].scalar_type()) {
-    case at::kFloat: run<float>(from, to, p, seed, function); break;
-    case at::kBFloat16: run<at::BFloat16>(from, to, p, seed, function); break;
+    case at::kFloat: run<float>(from, to, p, number, function); break;
+    case at::kBFloat16: run<at::BFloat16>(from, to, p, number, function); break;
     default: TORCH_CHECK(false, "numbers of ", from[0].scalar_type(), " have no kernel");
   }
   return to;
@@ -64,7 +65,7 @@ std::array<at::Tensor, outputs> pointwise(
 
 // silu(x) * factor
 at::Tensor silu_product(const at::Tensor& x, const at::Tensor& factor) {
-  return pointwise<2, 1>({x, factor}, 0, 0, [](In in, Out out, const float*) {
+  return pointwise<2, 1>({x, factor}, 0, std::nullopt, [](In in, Out out, const float*) {
     each_vector([=](int64_t j) {
       const Vec x = Vec::loadu(in[0] + j), factor = Vec::loadu(in[1] + j);
       (x * sigmoid(x) * factor).store(out[0] + j);
@@ -74,7 +75,7 @@ at::Tensor silu_product(const at::Tensor& x, const at::Tensor& factor) {
 
 std::tuple<at::Tensor, at::Tensor> silu_product_backward(
     const at::Tensor& grad, const at::Tensor& x, const at::Tensor& factor) {
-  auto to = pointwise<3, 2>({grad, x, factor}, 0, 0, [](In in, Out out, const float*) {
+  auto to = pointwise<3, 2>({grad, x, factor}, 0, std::nullopt, [](In in, Out out, const float*) {
     each_vector([=](int64_t j) {
       const Vec grad = Vec::loadu(in[0] + j), x = Vec::loadu(in[1] + j), gate = sigmoid(x);
       (grad * Vec::loadu(in[2] + j) * silu_slope(x, gate)).store(out[0] + j);
@@ -85,7 +86,7 @@ std::tuple<at::Tensor, at::Tensor> silu_product_backward(
 }
 
 // dropout(silu(x))
-at::Tensor silu_dropout(const at::Tensor& x, double p, int64_t seed) {
+at::Tensor silu_dropout(const at::Tensor& x, double p, const Seed& seed) {
   return pointwise<1, 1>({x}, p, seed, [](In in, Out out, const float* kept) {
     each_vector([=](int64_t j) {
       const Vec x = Vec::loadu(in[0] + j);
@@ -95,7 +96,7 @@ at::Tensor silu_dropout(const at::Tensor& x, double p, int64_t seed) {
 }
 
 at::Tensor silu_dropout_backward(
-    const at::Tensor& grad, const at::Tensor& x, double p, int64_t seed) {
+    const at::Tensor& grad, const at::Tensor& x, double p, const Seed& seed) {
   return pointwise<2, 1>({grad, x}, p, seed, [](In in, Out out, const float* kept) {
     each_vector([=](int64_t j) {
       const Vec grad = Vec::loadu(in[0] + j), x = Vec::loadu(in[1] + j);
@@ -104,7 +105,7 @@ at::Tensor silu_dropout_backward(
   })[0];
 }
 
-at::Tensor dropout(const at::Tensor& x, double p, int64_t seed) {
+at::Tensor dropout(const at::Tensor& x, double p, const Seed& seed) {
   return pointwise<1, 1>({x}, p, seed, [](In in, Out out, const float* kept) {
     each_vector([=](int64_t j) { keep(kept + j, Vec::loadu(in[0] + j)).store(out[0] + j); });
   })[0];
@@ -112,7 +113,7 @@ at::Tensor dropout(const at::Tensor& x, double p, int64_t seed) {
 
 // dropout(x) + residual
 at::Tensor dropout_add(
-    const at::Tensor& x, const at::Tensor& residual, double p, int64_t seed) {
+    const at::Tensor& x, const at::Tensor& residual, double p, const Seed& seed) {
   return pointwise<2, 1>({x, residual}, p, seed, [](In in, Out out, const float* kept) {
     each_vector([=](int64_t j) {
       (keep(kept + j, Vec::loadu(in[0] + j)) + Vec::loadu(in[1] + j)).store(out[0] + j);
@@ -123,7 +124,7 @@ at::Tensor dropout_add(
 // residual + sigmoid(update) * (dropout(silu(direct + mixed)) - residual)
 at::Tensor gated_residual(
     const at::Tensor& residual, const at::Tensor& update, const at::Tensor& direct,
-    const at::Tensor& mixed, double p, int64_t seed) {
+    const at::Tensor& mixed, double p, const Seed& seed) {
   return pointwise<4, 1>({residual, update, direct, mixed}, p, seed,
       [](In in, Out out, const float* kept) {
         each_vector([=](int64_t j) {
@@ -137,7 +138,7 @@ at::Tensor gated_residual(
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> gated_residual_backward(
     const at::Tensor& grad, const at::Tensor& residual, const at::Tensor& update,
-    const at::Tensor& direct, const at::Tensor& mixed, double p, int64_t seed) {
+    const at::Tensor& direct, const at::Tensor& mixed, double p, const Seed& seed) {
   auto to = pointwise<5, 3>({grad, residual, update, direct, mixed}, p, seed,
       [](In in, Out out, const float* kept) {
         each_vector([=](int64_t j) {
@@ -162,16 +163,16 @@ TORCH_LIBRARY_FRAGMENT(fairseq_csp_native, library) {
   add("silu_product(Tensor x, Tensor factor) -> Tensor", "silu_product", TORCH_FN(silu_product));
   add("silu_product_backward(Tensor grad, Tensor x, Tensor factor) -> (Tensor, Tensor)",
       "silu_product_backward", TORCH_FN(silu_product_backward));
-  add("silu_dropout(Tensor x, float p, int seed) -> Tensor", "silu_dropout", TORCH_FN(silu_dropout));
-  add("silu_dropout_backward(Tensor grad, Tensor x, float p, int seed) -> Tensor",
+  add("silu_dropout(Tensor x, float p, Tensor? seed) -> Tensor", "silu_dropout", TORCH_FN(silu_dropout));
+  add("silu_dropout_backward(Tensor grad, Tensor x, float p, Tensor? seed) -> Tensor",
       "silu_dropout_backward", TORCH_FN(silu_dropout_backward));
-  add("dropout(Tensor x, float p, int seed) -> Tensor", "dropout", TORCH_FN(dropout));
-  add("dropout_add(Tensor x, Tensor residual, float p, int seed) -> Tensor", "dropout_add",
+  add("dropout(Tensor x, float p, Tensor? seed) -> Tensor", "dropout", TORCH_FN(dropout));
+  add("dropout_add(Tensor x, Tensor residual, float p, Tensor? seed) -> Tensor", "dropout_add",
       TORCH_FN(dropout_add));
   add("gated_residual(Tensor residual, Tensor update, Tensor direct, Tensor mixed, float p, "
-      "int seed) -> Tensor",
+      "Tensor? seed) -> Tensor",
       "gated_residual", TORCH_FN(gated_residual));
   add("gated_residual_backward(Tensor grad, Tensor residual, Tensor update, Tensor direct, "
-      "Tensor mixed, float p, int seed) -> (Tensor, Tensor, Tensor)",
+      "Tensor mixed, float p, Tensor? seed) -> (Tensor, Tensor, Tensor)",
       "gated_residual_backward", TORCH_FN(gated_residual_backward));
 }

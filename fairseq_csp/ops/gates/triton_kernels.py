@@ -79,11 +79,16 @@ def _kernel(
     channel0, channel1, channel2, channel3, channel4,
     channels, positions, seed, levels, scale,
     ACTIVE: tl.constexpr,
+    SEED_STORED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
+    if SEED_STORED:
+        number = tl.load(seed)
+    else:
+        number = seed
     row = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    factor = _factors(seed, row, i, levels, scale, ACTIVE)
+    factor = _factors(number, row, i, levels, scale, ACTIVE)
     a = _load(in0, batch0, channel0, row, channels, i, positions)
     to = row * positions + i
     inside = i < positions
@@ -123,7 +128,9 @@ def _kernel(
                     tl.store(out2 + to, _keep(factor, inner_grad), mask=inside)
 
 
-def _run(function: str, inputs: list[Tensor], count: int, p: float, seed: int) -> list[Tensor]:
+def _run(
+    function: str, inputs: list[Tensor], count: int, p: float, seed: Tensor | None
+) -> list[Tensor]:
     first = inputs[0]
     batch, channels, positions = first.shape
     outputs = [
@@ -131,6 +138,8 @@ def _run(function: str, inputs: list[Tensor], count: int, p: float, seed: int) -
     ]
     block = min(BLOCK, max(64, triton.next_power_of_2(positions)))
     # what a function has no use for is not looked at
+    # on the GPU it is read by the kernel, without waiting for it
+    stored = seed is not None and seed.is_cuda
     given = inputs + [first] * (5 - len(inputs))
     with torch.cuda.device_of(first):
         _kernel[batch * channels, triton.cdiv(positions, block)](
@@ -142,10 +151,11 @@ def _run(function: str, inputs: list[Tensor], count: int, p: float, seed: int) -
             *(x.stride(1) for x in given),
             channels,
             positions,
-            seed,
+            seed if stored else 0 if seed is None else int(seed),
             int(p * (1 << 40)),
             1 / (1 - p) if p < 1 else 0.0,
             ACTIVE=p > 0,
+            SEED_STORED=stored,
             BLOCK=block,
         )
     return outputs
@@ -163,14 +173,14 @@ def _define(name: str, inputs: str, count: int, drops: bool) -> None:
     names = inputs.split()
     arguments = ", ".join(f"Tensor {name}" for name in names)
     result = "Tensor" if count == 1 else f"({', '.join(['Tensor'] * count)})"
-    LIBRARY.define(f"{name}({arguments}{', float p, int seed' if drops else ''}) -> {result}")
+    LIBRARY.define(f"{name}({arguments}{', float p, Tensor? seed' if drops else ''}) -> {result}")
 
     def run(*given: Any) -> Tensor | tuple[Tensor, ...]:
-        tensors, (p, seed) = given[: len(names)], given[len(names) :] or (0.0, 0)
+        tensors, (p, seed) = given[: len(names)], given[len(names) :] or (0.0, None)
         outputs = _run(name, list(tensors), count, p, seed)
         return outputs[0] if count == 1 else tuple(outputs)
 
-    def shapes(first: Tensor, *others: Tensor | float) -> Tensor | tuple[Tensor, ...]:
+    def shapes(first: Tensor, *others: Tensor | float | None) -> Tensor | tuple[Tensor, ...]:
         outputs = [first.new_empty(first.shape) for _ in range(count)]
         return outputs[0] if count == 1 else tuple(outputs)
 
