@@ -101,8 +101,9 @@ class GraphedEncoder:
             return None
         rows, positions = source.shape
         if self.padding is not None:
-            padded = -(-positions // GRAIN) * GRAIN
-            positions = padded if padded <= self.most_positions else positions
+            # longer rows than the encoder takes are its to refuse
+            padded = min(-(-positions // GRAIN) * GRAIN, self.most_positions)
+            positions = max(positions, padded)
         full = valid.full and positions == source.size(1)
         device = source.device.type
         autocast = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)

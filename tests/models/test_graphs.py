@@ -78,8 +78,8 @@ def step(model, tokens, lengths, seed):
 )
 def test_as_without_graphs(arch, options):
     """Losses and gradients of batches of several shapes, with dropout, two batches an update."""
-    plain = small(arch, keep_padding=True, max_positions=600, **options).train()
-    with_graphs = small(arch, keep_padding=True, max_positions=600, **options).train()
+    plain = small(arch, keep_padding=True, max_positions=GRAIN + 10, **options).train()
+    with_graphs = small(arch, keep_padding=True, max_positions=GRAIN + 10, **options).train()
     with_graphs.load_state_dict(plain.state_dict())
     text = is_text(plain)
     rows = [[9, 5, 7], [30, 2, 30], [12, 12, 12], [GRAIN + 3, 4, 9]] if text else [[64] * 3] * 3
