@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.func import functional_call
 
 from fairseq_csp.modules.lengths import SequenceLengths
 from fairseq_csp.modules.moving_average import shared_kernels
@@ -107,9 +108,9 @@ class GraphedEncoder:
         full = valid.full and positions == source.size(1)
         device = source.device.type
         autocast = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
-        parameters = tuple(p for p in self.encoder.parameters() if p.requires_grad)
+        parameters = {name: p for name, p in self.encoder.named_parameters() if p.requires_grad}
         # a graph reads them where they were
-        places = tuple(p.data_ptr() for p in parameters)
+        places = tuple(p.data_ptr() for p in parameters.values())
         key = (rows, positions, full, source.dtype, autocast, places)
         self._seen[key] += 1
         if key not in self._graphs:
@@ -120,14 +121,14 @@ class GraphedEncoder:
         graph.fill(source, valid)
         token = _Token()
         self._pending = weakref.ref(token)
-        return _Replay.apply(graph, token, *parameters)
+        return _Replay.apply(graph, token, *parameters.values())
 
     def _recorded(
         self,
         source: Tensor,
         positions: int,
         full: bool,
-        parameters: tuple[nn.Parameter, ...],
+        parameters: dict[str, nn.Parameter],
         autocast: tuple[bool, torch.dtype],
     ) -> "_Graph":
         if self.recorder is None:
@@ -140,13 +141,17 @@ class GraphedEncoder:
         taken: list[Tensor] = []
 
         kept: dict[str, Tensor] = {}
+        leaves: dict[str, Tensor] = {}
 
         def encode() -> list[Tensor]:
             enabled, dtype = autocast
             valid = SequenceLengths(None, positions, device, lambda: lengths, full)
             cast = torch.autocast(device.type, dtype, enabled=enabled, cache_enabled=False)
+            # autograd knows the parameters from passes on another stream, which a graph must not
+            # wait for; these share their memory
+            leaves.update((name, p.detach().requires_grad_()) for name, p in parameters.items())
             with seeds_from(seeds) as drawn, shared_kernels(self.encoder), cast:
-                kept["out"] = self.encoder(tokens, valid)
+                kept["out"] = functional_call(self.encoder, leaves, (tokens, valid))
             taken[:] = drawn
             return [kept["out"].detach()]
 
@@ -154,7 +159,8 @@ class GraphedEncoder:
 
         def backward() -> list[Tensor]:
             grad_out = kept.setdefault("grad_out", torch.zeros_like(kept["out"]))
-            found = torch.autograd.grad(kept["out"], parameters, grad_out, allow_unused=True)
+            inputs = list(leaves.values())
+            found = torch.autograd.grad(kept["out"], inputs, grad_out, allow_unused=True)
             used[:] = [index for index, grad in enumerate(found) if grad is not None]
             # one tensor, so that one copy takes them all out of the graph's memory
             return [torch.cat([found[index].flatten() for index in used])]
@@ -184,7 +190,7 @@ class GraphedEncoder:
             grad_out=kept["grad_out"],
             flat=flat,
             used=used,
-            shapes=[p.shape for p in parameters],
+            shapes=[p.shape for p in parameters.values()],
         )
 
 
