@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from fairseq.modules import LayerNorm
 from torch import Tensor, nn
 
-from fairseq_csp.errors import UserError
 from fairseq_csp.modules.attention import (
     AttentionFunction,
     CarriedAttention,
@@ -25,24 +24,17 @@ from fairseq_csp.ops.dropout import dropout
 class MultiHeadAttention(nn.Module):
     """``W_o attention(W_v x)``, with ``W_q x`` and ``W_k x`` where the function has queries.
 
+    They are rotated by their positions where the function's context wants that (arXiv 2104.09864).
+
     Args:
         dim: model channels.
         attention: what mixes the positions.
-        rotary: rotate the queries and keys of each head by their positions (arXiv 2104.09864).
-
-    Raises:
-        UserError: the channels of a head cannot be halved for the rotation.
     """
 
-    def __init__(self, dim: int, attention: AttentionFunction, rotary: bool = False) -> None:
+    def __init__(self, dim: int, attention: AttentionFunction) -> None:
         super().__init__()
-        self.rotary = rotary and attention.uses_queries
+        self.rotary = attention.context.rotary and attention.uses_queries
         self.head_dim = dim // attention.context.heads
-        if self.rotary and self.head_dim % 2:
-            raise UserError(
-                f"--encoder-attention-heads {attention.context.heads} leaves {self.head_dim} of "
-                f"{dim} channels to a head, which the rotation needs to be an even number"
-            )
         inputs = ["v_proj"]
         if attention.uses_queries:
             # the published order

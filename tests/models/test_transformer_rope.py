@@ -2,11 +2,16 @@
 
 import math
 
+import pytest
 import torch
 import torch.nn.functional as F
 
+from fairseq_csp.errors import UserError
+from fairseq_csp.models.family import FAMILY_REGISTRY, can_take
+from fairseq_csp.modules.attention import ATTENTION_REGISTRY
 from fairseq_csp.modules.relative_bias import rotary_angles, rotate
 from tests.helpers.building import small, tokens
+from tests.mixers.entries import model_of
 
 
 def turned(x, position):
@@ -58,3 +63,30 @@ def test_products_depend_on_the_distance_alone():
         diagonal = products.diagonal(distance)
         torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), rtol=0, atol=1e-5)
     assert not torch.allclose(products[0, 3], products[0, 4])
+
+
+@pytest.mark.parametrize("name", sorted(ATTENTION_REGISTRY))
+def test_every_function_sees_the_order(name):
+    cls = ATTENTION_REGISTRY[name]
+    if not can_take(FAMILY_REGISTRY["transformer_rope"], cls):
+        pytest.skip("another family's")
+    task = "cifar10" if cls.images_only else "imdb"
+    # four heads of even width
+    model = model_of("transformer_rope", task, name, encoder_embed_dim=16, max_positions=36)
+    model = model.double().eval()
+    source = torch.randn(1, 36).double() if task == "cifar10" else torch.arange(5, 20)[None, :]
+    # neighbours inside a window, and others
+    order = torch.arange(source.size(1))
+    order[[1, 2, 6, 11]] = order[[2, 1, 11, 6]]
+    with torch.no_grad():
+        one, other = model(source), model(source[:, order])
+    difference = (one - other).abs().max() / one.abs().max()
+    assert difference > 1e-6
+
+
+@pytest.mark.parametrize("name", ["softmax", "hilo", "luna", "gqa"])
+def test_heads_of_odd_width_are_refused(name):
+    message = "--encoder-attention-heads 2 does not cut 6 channels into heads of an even number"
+    sizes = {"encoder_embed_dim": 6, "encoder_attention_heads": 2}
+    with pytest.raises(UserError, match=message):
+        small("transformer_rope_lra_imdb", attention=name, **sizes)

@@ -168,6 +168,7 @@ def build_layer_attention(
         layer=layer,
         num_layers=cfg.encoder_layers,
         dropout=cfg.attention_dropout,
+        rotary=rotary,
     )
     attention = build_encoder_attention(cfg, context, carries=True)
     if attention.uses_heads and dim % heads:
@@ -176,4 +177,4 @@ def build_layer_attention(
         )
     if isinstance(attention, HeadAttention | CarriedAttention):
         return attention
-    return MultiHeadAttention(dim, attention, rotary)
+    return MultiHeadAttention(dim, attention)

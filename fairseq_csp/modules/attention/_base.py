@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fairseq_csp.errors import UserError
 from fairseq_csp.modules.lengths import SequenceLengths
+from fairseq_csp.modules.relative_bias import rotary_angles, rotate
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class AttentionContext:
         num_layers: number of layers.
         dropout: probability of dropping an attention weight.
         has_bias: whether each call brings a relative position bias.
+        rotary: whether queries and keys are rotated by their positions: by the layer, or by
+            functions with maps of their own (:meth:`AttentionFunction.turn`).
     """
 
     value_dim: int
@@ -42,6 +45,7 @@ class AttentionContext:
     num_layers: int = 1
     dropout: float = 0.0
     has_bias: bool = False
+    rotary: bool = False
 
 
 def option(
@@ -87,6 +91,9 @@ class AttentionFunction(nn.Module):
         context: where the function stands in the model.
         options: an instance of ``options_type``.
 
+    Raises:
+        UserError: the channels of a head cannot be halved for the rotation.
+
     Attributes:
         name: the name it is registered under.
         options_type: the dataclass of its options.
@@ -122,6 +129,11 @@ class AttentionFunction(nn.Module):
         self.context = context
         self.options = self.options_type() if options is None else options
         self.layer = context.layer
+        if context.rotary and self.uses_heads and context.value_dim % (2 * context.heads):
+            raise UserError(
+                f"--encoder-attention-heads {context.heads} does not cut {context.value_dim} "
+                "channels into heads of an even number, which the rotation by positions needs"
+            )
 
     @property
     def reach(self) -> int:
@@ -161,6 +173,22 @@ class AttentionFunction(nn.Module):
             UserError: the function has none, which is so unless a subclass says how to get them.
         """
         raise UserError(f"--attention {self.name} has no attention map to draw")
+
+    def turn(self, x: Tensor) -> Tensor:
+        """Rotate queries or keys by their positions where the context wants that, else leave them.
+
+        To be called by functions that have maps of their own.
+
+        Args:
+            x: (..., width of a head, positions), any floating dtype.
+
+        Returns:
+            The shape and dtype of ``x``.
+        """
+        if not self.context.rotary:
+            return x
+        angles = rotary_angles(x.size(-1), x.size(-2), x.device)
+        return rotate(x.transpose(-1, -2), *angles).transpose(-1, -2).to(x.dtype)
 
     def fold(self, x: Tensor) -> Tensor:
         """Fold the heads into the batch: (batch, heads * width, positions) to (batch * heads, ...).
@@ -285,7 +313,11 @@ class WideAttention(QueryKeyAttention):
 
 
 class HeadAttention(AttentionFunction):
-    """Base class of functions that replace a multi-head layer, its linear maps included."""
+    """Base class of functions that replace a multi-head layer, its linear maps included.
+
+    A subclass hands its queries and keys to :meth:`turn`, or sees no positions in the rotary
+    Transformer.
+    """
 
     uses_dropout = True
     uses_heads = True

@@ -48,12 +48,13 @@ class ProjectedAttention(HeadAttention):
             (batch, heads, D/h, positions) with the heads of each.
         """
         x = lengths.zero_padding(x).transpose(1, 2)
-        return tuple(
+        queries, keys, values = (
             lengths.zero_padding(getattr(self, name)(x).transpose(1, 2)).unflatten(
                 1, (-1, self.head_dim)
             )
             for name in ("q_proj", "k_proj", "v_proj")
         )
+        return self.turn(queries), self.turn(keys), values
 
     def forward(self, x: Tensor, lengths: SequenceLengths) -> Tensor:
         """Mix the positions of (batch, D, positions)."""

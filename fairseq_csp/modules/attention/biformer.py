@@ -67,6 +67,10 @@ class BiFormerAttention(HeadAttention):
         check_grid(self.context, x.size(2))
         joined = self.qkv(lengths.zero_padding(x).transpose(1, 2)).transpose(1, 2)
         queries, keys, values = lengths.zero_padding(joined).chunk(3, 1)
+        queries, keys = (
+            self.turn(x.unflatten(1, (self.context.heads, -1))).flatten(1, 2)
+            for x in (queries, keys)
+        )
         windows = self._windows(lengths)
         chosen, counts = self._choose(windows, queries.detach(), keys.detach())
         mixed = windows.scatter(self._attend(windows, chosen, counts, queries, keys, values))

@@ -44,6 +44,7 @@ class CascadedGroupAttention(HeadAttention):
         ):
             part = part + mixed[-1] if mixed else part
             queries, keys, values = layer(part.transpose(1, 2)).transpose(1, 2).chunk(3, 1)
+            queries, keys = self.turn(queries), self.turn(keys)
             mixed.append(lengths.zero_padding(self.attend(values, lengths, queries, keys)))
         out = self.out_proj(torch.cat(mixed, 1).transpose(1, 2)).transpose(1, 2)
         return lengths.zero_padding(out)

@@ -89,7 +89,7 @@ class HiLoAttention(HeadAttention):
 
     def _near(self, x: Tensor, windows: Windows) -> Tensor:
         """Attend inside each window."""
-        joined = windows.gather(_map(self.h_qkv, x))
+        joined = windows.gather(self._turned(_map(self.h_qkv, x), 3))
         # (batch, heads, windows, width, size)
         queries, keys, values = (
             part.unflatten(1, (-1, self.head_dim)).transpose(2, 3) for part in joined.chunk(3, 1)
@@ -98,13 +98,23 @@ class HiLoAttention(HeadAttention):
         mixed = attend(queries, keys, values, mask, self.head_dim**-0.5)
         return _map(self.h_proj, windows.scatter(mixed.transpose(2, 3).flatten(1, 2)))
 
+    def _turned(self, x: Tensor, parts: int) -> Tensor:
+        """Rotate all but the last of (batch, parts * channels, positions), the values."""
+        if not self.context.rotary:
+            return x
+        heads = x.unflatten(1, (-1, self.head_dim))
+        count = heads.size(1) * (parts - 1) // parts
+        return torch.cat([self.turn(heads[:, :count]), heads[:, count:]], 1).flatten(1, 2)
+
     def _far(self, x: Tensor, windows: Windows) -> Tensor:
         """Attend from each position to the means of the windows."""
-        queries = _map(self.l_q, x).unflatten(1, (-1, self.head_dim))
-        keys, values = (
-            part.unflatten(1, (-1, self.head_dim))
-            for part in _map(self.l_kv, windows.mean(x)).chunk(2, 1)
-        )
+        queries = self.turn(_map(self.l_q, x).unflatten(1, (-1, self.head_dim)))
+        if self.context.rotary:
+            # the means of what is rotated; without the rotation the map of the mean is the same
+            joined = windows.mean(self._turned(_map(self.l_kv, x), 2))
+        else:
+            joined = _map(self.l_kv, windows.mean(x))
+        keys, values = (part.unflatten(1, (-1, self.head_dim)) for part in joined.chunk(2, 1))
         mask = windows.mask.any(2)[:, None, None]
         mixed = attend(queries, keys, values, mask, self.head_dim**-0.5)
         return _map(self.l_proj, mixed.flatten(1, 2))

@@ -84,9 +84,11 @@ class CarriedLuna(CarriedAttention):
         queries = getattr(self, f"{query}_proj")(at).transpose(1, 2)
         made = {name: getattr(self, f"{name}_proj")(to).transpose(1, 2) for name in names}
         keys, values = (made[name] for name in names)
-        folded = [self.fold(x) for x in (values, queries, keys)]
+        values, queries, keys = (self.fold(x) for x in (values, queries, keys))
+        # the vectors of the stream have no positions
+        queries, keys = (self.turn(queries), keys) if query == "q" else (queries, self.turn(keys))
         lengths = lengths.repeat(self.context.heads)
-        mixed = self.attend.mix(folded[0], lengths, folded[1], folded[2], None)
+        mixed = self.attend.mix(values, lengths, queries, keys, None)
         return self.unfold(mixed).transpose(1, 2)
 
 
