@@ -2,11 +2,12 @@
 
     python -m fairseq_csp.ablations shift     CSP's own choices: MEGA on small ListOps
     python -m fairseq_csp.ablations mixers    every mixer in a Transformer and in MEGA
+    python -m fairseq_csp.ablations rope      learning rates of the rotary Transformer
     python -m fairseq_csp.ablations vision    CSP and softmax in a Vision Transformer, real CIFAR-10
 
 Each run has the demo's recipe and data, that of ``vision`` the laptop's, unless flags are given.
-The mixers' models are small and equal but for the mixer; their data sets are the demo's ListOps and
-CIFAR-10 as ``preset=small`` has it.
+The mixers' models are small and equal but for the mixer; their data sets, and those of the rates, are the
+demo's ListOps and CIFAR-10 as ``preset=small`` has it.
 """
 
 import argparse
@@ -101,6 +102,15 @@ ABLATIONS["mixers"] = {
     for model in ("transformer_rope", "mega")
     for name, cls in sorted(ATTENTION_REGISTRY.items())
     if can_take(family(model), cls) and not (cls.images_only and DATASETS[dataset].pixels is None)
+}
+# from that of the plain Transformer to MEGA's; chosen by valid, the recipe has what was best
+ROPE_RATES = ("0.0005", "0.001", "0.002", "0.004", "0.008")
+ABLATIONS["rope"] = {
+    f"rope/{dataset}-{rate}": Variant(
+        "softmax", (*flags, "--lr", rate), "transformer_rope", dataset, preset
+    )
+    for dataset, preset, flags in (("listops", "demo", ()), ("cifar10", "small", MIXER_FLAGS))
+    for rate in ROPE_RATES
 }
 VISION = {
     "csp-linear": ("csp", "--csp-shift", "linear"),
