@@ -6,8 +6,8 @@
     python -m fairseq_csp.ablations vision    CSP and softmax in a Vision Transformer, real CIFAR-10
 
 Each run has the demo's recipe and data, that of ``vision`` the laptop's, unless flags are given.
-The mixers' models are small and equal but for the mixer; their data sets, and those of the rates, are the
-demo's ListOps and CIFAR-10 as ``preset=small`` has it.
+The mixers' models are small and equal but for the mixer; their data sets, and those of the rates,
+are the demo's ListOps and CIFAR-10 as ``preset=small`` has it.
 """
 
 import argparse
