@@ -74,9 +74,9 @@ def seeds_from(seeds: Tensor) -> Iterator[list[Tensor]]:
     taken: list[Tensor] = []
 
     def take() -> Iterator[Tensor]:
-        for seed in seeds:
-            taken.append(seed)
-            yield seed
+        for index in range(len(seeds)):
+            taken.append(seeds[index])
+            yield taken[-1]
 
     before, _given = _given, take()
     try:
