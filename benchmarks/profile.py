@@ -25,7 +25,7 @@ FUNCTIONS = {
     "_Dropout": "dropout",
     "_NativeDropout": "dropout",
     "_RMSNorm": "norms",
-    "_NativeNorm": "norms",
+    "_FusedNorm": "norms",
     "_FeedForward": "activations and gates",
     "_GatedMixing": "activations and gates",
     "_SiluDropout": "activations and gates",

@@ -100,6 +100,23 @@ def native_operators(*tensors: Tensor) -> Any | None:
     return torch.ops.fairseq_csp_native if implementation(first.device) == "native" else None
 
 
+def triton_operators(x: Tensor, *parameters: Tensor) -> Any | None:
+    """Return the Triton kernels for the channels of a tensor, None where they do not serve.
+
+    Args:
+        x: on a GPU (batch, channels, positions), not empty, with contiguous positions.
+        parameters: of the same dtype.
+
+    Returns:
+        A namespace of operators.
+    """
+    if torch.compiler.is_compiling() or x.dim() != 3 or not x.numel() or x.stride(2) != 1:
+        return None
+    if any(parameter.dtype != x.dtype for parameter in parameters):
+        return None
+    return torch.ops.fairseq_csp_triton if implementation(x.device) == "triton" else None
+
+
 def contiguous_positions(grad: Tensor) -> Tensor:
     """Return a gradient as the kernels take it; that of a sum is one number expanded."""
     return grad if grad.stride(2) == 1 else grad.contiguous()
@@ -121,6 +138,7 @@ def _triton(choice: str) -> bool:
     try:
         # registers the operators
         import_module("fairseq_csp.ops.gates.triton_kernels")
+        import_module("fairseq_csp.ops.norms.triton_kernels")
         return True
     except ImportError as error:
         if choice == "triton":

@@ -12,6 +12,7 @@ from fairseq_csp import build_attention, channel_wise_sample_permutation
 from fairseq_csp.ops import kernels, native
 from fairseq_csp.ops.dropout import draw_seed
 from fairseq_csp.ops.ema import circular_kernel, convolve, ema_kernel
+from fairseq_csp.ops.norms import layer_norm, rms_norm
 from tests.helpers.building import build, small
 from tests.helpers.commands import logged, start, training_command
 from tests.helpers.kernels import GATES
@@ -99,6 +100,26 @@ def test_gates_equal_those_of_the_cpu(name, dtype):
                 torch.testing.assert_close(one.cpu(), other, **close)
                 if name in ("dropout", "silu_dropout"):
                     assert torch.equal(one.cpu() == 0, other == 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["layer_norm", "rms_norm", "scale_norm"])
+def test_norms_as_in_float64(name, dtype):
+    assert kernels.implementation(torch.device("cuda")) == "triton"
+    for shape in ((2, 5, 3), (3, 130, 1100), (1, 512, 40)):
+        x, grad = torch.randn(2, *shape).to(dtype)
+        weight, bias = torch.randn(2, 1 if name == "scale_norm" else shape[1]).to(dtype)
+        answers = []
+        for device, wide in (("cpu", torch.float64), ("cuda", dtype)):
+            inputs = [y.to(device, wide).requires_grad_() for y in (x, weight, bias)]
+            if name != "layer_norm":
+                inputs.pop()
+            out = (layer_norm if name == "layer_norm" else rms_norm)(*inputs, 1e-5)
+            gradients = torch.autograd.grad(out, inputs, grad.to(device, wide))
+            answers.append([y.detach().double().cpu() for y in (out, *gradients)])
+        for exact, found in zip(*answers, strict=True):
+            close = 1e-5 if dtype == torch.float32 else 0.02
+            assert (found - exact).abs().max() <= close * exact.abs().max()
 
 
 @pytest.mark.parametrize("positions", [1, 60, 1000])

@@ -13,7 +13,7 @@
 #include <tuple>
 #include <vector>
 
-#include "blocks.h"
+#include "../blocks.h"
 
 namespace {
 

@@ -1,15 +1,20 @@
 """Normalisation over the channels of (batch, channels, positions), without transposing.
 
 PyTorch's own layer norm wants the channels last; on this layout it would copy its input and its
-output. Statistics are taken in float32 or wider. On a CPU the kernels (``norms.cpp``) read each
-number from memory once, forward and backward.
+output. Statistics are taken in float32 or wider. The kernels (``norms.cpp``, and on a GPU
+``triton_kernels.py``) read each number from memory once, forward and backward.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from fairseq_csp.ops.kernels import contiguous_positions, native_operators
+from fairseq_csp.ops.kernels import contiguous_positions, native_operators, triton_operators
+
+# of the kernels on a GPU, which hold all channels of a position at once
+MOST_CHANNELS = 4096
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -23,8 +28,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     Returns:
         (batch, channels, positions), the dtype of ``x``.
     """
-    if native_operators(x, weight):
-        return _NativeNorm.apply(x, weight, None, eps)
+    if _kernels(x, weight):
+        return _FusedNorm.apply(x, weight, None, eps)
     return _RMSNorm.apply(x, weight, eps)
 
 
@@ -40,19 +45,27 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     Returns:
         (batch, channels, positions), the dtype of ``x``.
     """
-    if native_operators(x, weight, bias):
-        return _NativeNorm.apply(x, weight, bias, eps)
+    if _kernels(x, weight, bias):
+        return _FusedNorm.apply(x, weight, bias, eps)
     return _LayerNorm.apply(x, weight, bias, eps)
 
 
-class _NativeNorm(torch.autograd.Function):
+def _kernels(x: Tensor, *parameters: Tensor) -> Any | None:
+    """Return the operators that serve, None where none do."""
+    if kernels := native_operators(x, *parameters):
+        return kernels
+    fits = x.size(1) <= MOST_CHANNELS
+    return triton_operators(x, *parameters) if fits else None
+
+
+class _FusedNorm(torch.autograd.Function):
     """Layer norm, or RMS norm where there is no bias."""
 
     @staticmethod
     def forward(
         ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float
     ) -> Tensor:
-        out, mean, inverse = native_operators(x).norm(x, weight, bias, eps)
+        out, mean, inverse = _kernels(x).norm(x, weight, bias, eps)
         ctx.save_for_backward(x, weight, mean, inverse)
         ctx.centred = bias is not None
         return out
@@ -60,7 +73,7 @@ class _NativeNorm(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        backward = native_operators(ctx.saved_tensors[0]).norm_backward
+        backward = _kernels(ctx.saved_tensors[0]).norm_backward
         grad_x, grad_weight, grad_bias = backward(contiguous_positions(grad), *ctx.saved_tensors)
         return grad_x, grad_weight, grad_bias if ctx.centred else None, None
 
