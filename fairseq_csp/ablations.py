@@ -107,9 +107,9 @@ ABLATIONS["mixers"] = {
 ROPE_RATES = ("0.0005", "0.001", "0.002", "0.004", "0.008")
 ABLATIONS["rope"] = {
     f"rope/{dataset}-{rate}": Variant(
-        "softmax", (*flags, "--lr", rate), "transformer_rope", dataset, preset
+        "softmax", ("--lr", rate), "transformer_rope", dataset, preset
     )
-    for dataset, preset, flags in (("listops", "demo", ()), ("cifar10", "small", MIXER_FLAGS))
+    for dataset, preset in (("listops", "demo"), ("cifar10", "small"))
     for rate in ROPE_RATES
 }
 VISION = {
