@@ -103,7 +103,7 @@ ABLATIONS["mixers"] = {
     for name, cls in sorted(ATTENTION_REGISTRY.items())
     if can_take(family(model), cls) and not (cls.images_only and DATASETS[dataset].pixels is None)
 }
-# from that of the plain Transformer to MEGA's; chosen by valid, the recipe has what was best
+# from that of the plain Transformer to twice MEGA's; the recipe has what was best on valid
 ROPE_RATES = ("0.0005", "0.001", "0.002", "0.004", "0.008")
 ABLATIONS["rope"] = {
     f"rope/{dataset}-{rate}": Variant(

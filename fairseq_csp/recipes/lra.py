@@ -104,7 +104,8 @@ MEGA: dict[str, dict[str, Any]] = {
     "pathfinder": {"lr": 0.01, "dropout": 0, "batch": 128},
     "path-x": {"dropout": 0, "batch": 2, "accumulate": 64},
 }
-# no recipe was published for the other families; the schedule is MEGA's, the rate what each bears
+# no recipe was published for the other families; the schedule is MEGA's, the rate what each bears,
+# that of transformer_rope what was best on valid (python -m fairseq_csp.ablations rope)
 OTHER_RATES = {"transformer": 0.0005}
 OTHER_RATE = 0.001
 # for the small stand-ins of `preprocess --demo`, minutes on 2 CPU cores
