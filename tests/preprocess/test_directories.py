@@ -19,6 +19,7 @@ from preprocess import progress as progress_module
 from preprocess.__main__ import main
 from preprocess.directories import new_directory
 from preprocess.progress import progress
+from tests.helpers.commands import hear_signals
 
 SUMMARY = json.dumps({"name": "x", "splits": {}, "source": {}})
 
@@ -198,8 +199,8 @@ def test_an_interrupted_command_leaves_nothing(tmp_path, name, number):
         [*command, "--workers", "2"],
         stderr=subprocess.PIPE,
         start_new_session=True,
-        # a shell that runs the tests in the background has SIGINT ignored
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        # a shell that runs the tests in the background has SIGINT ignored, nohup SIGHUP
+        preexec_fn=hear_signals,
     )
     deadline = time.monotonic() + 120
     workers = []
