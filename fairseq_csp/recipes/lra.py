@@ -159,17 +159,17 @@ LAPTOP: dict[str, list[dict[str, Any]]] = {
         {
             "name": "short",
             "preparation": ("--min-length", "10", "--max-length", "100", *_SHARED),
-            "recipe": {"lr": 0.003, "batch": 256, "updates": 1_000, "decay": 1_500},
+            "recipe": {"lr": 0.003, "batch": 256, "updates": 2_000, "decay": 2_500},
             "flags": ("--max-tokens", "40000"),
         },
         {
             "name": "medium",
             "preparation": ("--min-length", "100", "--max-length", "500", *_SHARED),
-            "recipe": {"lr": 0.002, "batch": 32, "updates": 1_200, "decay": 2_000},
+            "recipe": {"lr": 0.002, "batch": 32, "updates": 2_000, "decay": 3_000},
         },
         {
             "name": "full",
-            "recipe": {"lr": 0.001, "batch": 16, "updates": 1_500, "decay": 1_500},
+            "recipe": {"lr": 0.001, "batch": 16, "updates": 2_500, "decay": 2_500},
             "flags": ("--max-valid-steps", "60"),
         },
     ],
