@@ -214,7 +214,7 @@ LAPTOP: dict[str, list[dict[str, Any]]] = {
         },
         {
             "name": "hard",
-            "recipe": {"layers": 4, "lr": 0.0005, "batch": 16, "updates": 13_000, "decay": 13_000},
+            "recipe": {"layers": 4, "lr": 0.001, "batch": 16, "updates": 24_000, "decay": 24_000},
             "flags": (*_SMALL_IMAGES, "--max-valid-steps", "125"),
         },
     ],
