@@ -44,6 +44,11 @@ class Encoder(nn.Module):
         """Return the channels of an encoded row."""
         return cfg.encoder_embed_dim
 
+    @property
+    def packable(self) -> bool:
+        """Whether it takes rows that lie end to end, ``PackedLengths``, with the same result."""
+        return False
+
     def forward(self, source: Tensor, lengths: SequenceLengths) -> Tensor:
         """Encode each row to a vector.
 
@@ -52,7 +57,7 @@ class Encoder(nn.Module):
             lengths: valid positions of each row.
 
         Returns:
-            (batch, channels), float32 or wider.
+            (batch, channels), float32 or wider; of packed rows one for each.
         """
         raise NotImplementedError
 

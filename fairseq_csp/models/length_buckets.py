@@ -4,9 +4,11 @@ from collections.abc import Sequence
 
 # measured on 2 CPU cores: what one more pass through the encoder costs, in positions
 PASS_COST = 600
+# of packed rows one more pass through what mixes positions
+PACKED_PASS_COST = 200
 
 
-def length_buckets(lengths: Sequence[int]) -> list[list[int]]:
+def length_buckets(lengths: Sequence[int], packed: bool = False) -> list[list[int]]:
     """Split a batch into buckets of similar lengths, each to be trimmed to its longest row.
 
     The cost of a bucket is its rows times its longest row, and ``PASS_COST`` for the pass itself;
@@ -14,17 +16,20 @@ def length_buckets(lengths: Sequence[int]) -> list[list[int]]:
 
     Args:
         lengths: valid positions of each row.
+        packed: whether only what mixes positions goes bucket by bucket, so that a pass costs
+            ``PACKED_PASS_COST``.
 
     Returns:
         Indices of the rows of each bucket, by falling length.
     """
+    pass_cost = PACKED_PASS_COST if packed else PASS_COST
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
     # best[k]: least cost of the first k rows by falling length; cut[k]: where their last bucket
     # begins
     best, cut = [0], [0]
     for end in range(1, len(order) + 1):
         cost, begin = min(
-            (best[begin] + (end - begin) * lengths[order[begin]] + PASS_COST, begin)
+            (best[begin] + (end - begin) * lengths[order[begin]] + pass_cost, begin)
             for begin in range(end)
         )
         best.append(cost)

@@ -40,9 +40,14 @@ from fairseq_csp.modules.attention import ATTENTION_REGISTRY, start_batch
 from fairseq_csp.modules.lengths import SequenceLengths
 from fairseq_csp.modules.moving_average import shared_kernels
 from fairseq_csp.modules.norms import BATCH_NORMS
+from fairseq_csp.modules.packing import PackedLengths
 from fairseq_csp.modules.pointwise import activation
 
 logger = logging.getLogger(__name__)
+
+# rows of up to so many positions are packed even where none is padded: there are many of them, and
+# the kernels take a row, or a part of one, at a time
+SHORT_ROWS = 256
 
 
 class LRAEncoder(nn.Module):
@@ -69,8 +74,10 @@ class LRAEncoder(nn.Module):
     ) -> Tensor:
         """Encode (batch, positions) with lengths (batch,) to (batch, dim).
 
-        On a GPU a padded batch is encoded as it is, as a pass costs more there than padding, and
-        so is it in a graph of ``torch.compile``, which is the same for all lengths.
+        On a CPU the rows of a padded batch are packed where the encoder takes that, and else go
+        in buckets of similar lengths. On a GPU a padded batch is encoded as it is, as a pass costs
+        more there than padding, and so is it in a graph of ``torch.compile``, which is the same
+        for all lengths.
 
         Raises:
             ValueError: a length is not between 1 and the number of positions.
@@ -81,18 +88,27 @@ class LRAEncoder(nn.Module):
             return torch.zeros(0, self.vector_dim, device=source.device)
         if self.graphs is not None and (graphed := self.graphs(source, valid)) is not None:
             return graphed
-        trim = self.trim and not valid.full and source.device.type == "cpu"
-        trim = trim and not torch.compiler.is_compiling()
-        buckets = length_buckets(valid.host) if trim else []
-        if not buckets:
+        trim = self.trim and source.device.type == "cpu" and not torch.compiler.is_compiling()
+        packed = trim and self.encoder.packable and (not valid.full or positions <= SHORT_ROWS)
+        if not trim or (valid.full and not packed):
             return self.encoder(source, valid)
-        vectors = []
-        for bucket in buckets:
-            host = [valid.host[row] for row in bucket]
-            trimmed = source[torch.tensor(bucket), : max(host)]
-            vectors.append(self.encoder(trimmed, SequenceLengths(host, max(host), source.device)))
+        buckets = length_buckets(valid.host, packed)
+        lengths = [[valid.host[row] for row in bucket] for bucket in buckets]
+        if packed:
+            rows = [source[row, : valid.host[row]] for bucket in buckets for row in bucket]
+            vectors = self.encoder(torch.cat(rows)[None], PackedLengths(lengths, source.device))
+        else:
+            vectors = torch.cat(
+                [
+                    self.encoder(
+                        source[torch.tensor(bucket), : max(own)],
+                        SequenceLengths(own, max(own), source.device),
+                    )
+                    for bucket, own in zip(buckets, lengths, strict=True)
+                ]
+            )
         order = torch.tensor([row for bucket in buckets for row in bucket]).argsort()
-        return torch.cat(vectors)[order]
+        return vectors[order]
 
 
 @register_model("lra", dataclass=config_class())

@@ -18,6 +18,7 @@ class SequenceLengths:
         host: one integer a row.
         positions: positions of every row, padding included.
         full: whether no row holds padding, as far as is known without asking the device.
+        packed: whether the rows lie end to end in one, see :mod:`fairseq_csp.modules.packing`.
         tensor: (batch,) int64, on the device.
         mask: (batch, 1, positions) bool, true at valid positions, on the device.
 
@@ -28,6 +29,8 @@ class SequenceLengths:
         on_device: makes the tensor of what is on the device already.
         full: whether no row holds padding; found from ``host`` when None.
     """
+
+    packed = False
 
     def __init__(
         self,

@@ -16,6 +16,8 @@ from fairseq_csp.ops.csp import (
     channel_wise_sample_permutation,
     eager,
     permutation_matrix,
+    permute_channels,
+    takes_packed,
 )
 from fairseq_csp.ops.csp.naive import permute_naive
 from fairseq_csp.ops.csp.operators import csp_permute, csp_restore, csp_shifts
@@ -37,6 +39,7 @@ def implementation(request, monkeypatch):
         monkeypatch.setattr(eager, "BLOCK", 7)
     elif how == "as on a GPU":
         monkeypatch.setattr(eager, "_blocks", lambda *inputs: [eager._one_block(*inputs)])
+    return name
 
 
 def draw(batch, positions, channels, dtype=torch.float32, seed=0, ties=False):
@@ -291,6 +294,15 @@ def test_operators_keep_the_rules_of_torch_library(group, lengths):
     torch.library.opcheck(csp_permute, (values, lengths, shifts, group, True, False))
     grad, kept = csp_permute(values.detach(), lengths, shifts, group, True, False)
     torch.library.opcheck(csp_restore, (grad, lengths, shifts, kept, group, True))
+    if not takes_packed(values, group):
+        return
+    # end to end in one row
+    lengths = torch.tensor([4, 5])
+    shifts = csp_shifts(lengths, 9, 3, 1, 2, "exponential", group)
+    values = draw(1, 9, 3).transpose(1, 2).contiguous().requires_grad_()
+    torch.library.opcheck(csp_permute, (values, lengths, shifts, group, True, False))
+    grad, kept = csp_permute(values.detach(), lengths, shifts, group, True, False)
+    torch.library.opcheck(csp_restore, (grad, lengths, shifts, kept, group, True))
 
 
 def test_lengths_that_are_sums_of_a_mask_leave_nothing_behind():
@@ -337,3 +349,35 @@ def test_nothing_to_permute(shape, group):
 def test_bad_arguments_are_named(arguments, words):
     with pytest.raises(ValueError, match=words):
         channel_wise_sample_permutation(draw(2, 5, 3), **arguments)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("group", [1, 2, 3, 8])
+@pytest.mark.parametrize("order", ORDERS)
+def test_sequences_end_to_end(order, group, dtype, implementation):
+    options = {"layer": 1, "num_layers": 2, "shift": "exponential", "order": order}
+    options |= {"group_size": group, "descending": True}
+    lengths = [1, 64, 33, 7, 31, 200, 2]
+    values = draw(1, sum(lengths), 3, dtype, ties=True).transpose(1, 2).contiguous()
+    values[0, :, ::9] = math.nan
+    if not takes_packed(values, group):
+        assert implementation != "native"
+        return
+    values.requires_grad_()
+    out = permute_channels(values, lengths, **options)
+    rows = values.detach().split(lengths, dim=2)
+    rows = [row.clone().requires_grad_() for row in rows]
+    expected = [permute_channels(row, None, **options) for row in rows]
+    assert same(out, torch.cat(expected, dim=2))
+    incoming = draw(1, sum(lengths), 3, dtype, seed=1).transpose(1, 2)
+    out.backward(incoming)
+    torch.autograd.backward(expected, incoming.split(lengths, dim=2))
+    assert same(values.grad, torch.cat([row.grad for row in rows], dim=2))
+
+
+def test_only_the_native_kernels_take_sequences_end_to_end(implementation):
+    values = draw(1, 9, 3).transpose(1, 2)
+    native = implementation == "native"
+    assert [takes_packed(values, group) for group in (1, 8, 9, "full")] == [native] * 2 + [
+        False
+    ] * 2

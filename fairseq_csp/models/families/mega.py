@@ -142,6 +142,13 @@ class MegaEncoder(Encoder):
             grid=None if chunks else image_grid(cfg),
         )
 
+    @property
+    def packable(self) -> bool:
+        """Whether only the moving average, the attention and the pooling know of rows."""
+        functions = [layer.mega_layer.attention for layer in self.layers]
+        whole = self.cfg.chunk_size <= 0 and not self.cfg.feature_dropout
+        return whole and all(function.packable for function in functions)
+
     def forward(self, source: Tensor, lengths: SequenceLengths) -> Tensor:
         """Encode rows to one vector each.
 

@@ -109,6 +109,7 @@ class AttentionFunction(nn.Module):
         refuses: functions whose options it fixes, so that their flags are an error beside it.
         graphable: whether its work follows from tensors alone, without numbers that are drawn,
             counted or looked at on the host: what ``--cuda-graphs`` needs.
+        packable: whether it takes rows that lie end to end, ``PackedLengths``.
         layer: index of the layer; a layer that is repeated sets it before each call.
     """
 
@@ -123,6 +124,7 @@ class AttentionFunction(nn.Module):
     carried: ClassVar["type[CarriedAttention] | None"] = None
     refuses: ClassVar[tuple[str, ...]] = ()
     graphable: ClassVar[bool] = False
+    packable: ClassVar[bool] = False
 
     def __init__(self, context: AttentionContext, options: Any = None) -> None:
         super().__init__()

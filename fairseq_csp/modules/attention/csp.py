@@ -13,7 +13,14 @@ from fairseq_csp.modules.attention import (
     register_attention,
 )
 from fairseq_csp.modules.lengths import SequenceLengths
-from fairseq_csp.ops.csp import FULL, ORDERS, SHIFTS, permutation_matrix, permute_channels
+from fairseq_csp.ops.csp import (
+    FULL,
+    ORDERS,
+    SHIFTS,
+    permutation_matrix,
+    permute_channels,
+    takes_packed,
+)
 
 # entries of all permutation matrices of a layer, 4 GiB while they are made
 MOST_ENTRIES = 1 << 29
@@ -46,6 +53,7 @@ class CSPAttention(ValueAttention):
     """Channel-wise sample permutation, see :mod:`fairseq_csp.ops.csp`."""
 
     graphable = True
+    packable = True
 
     def __init__(self, context: AttentionContext, options: CSPOptions | None = None) -> None:
         super().__init__(context, options)
@@ -60,6 +68,8 @@ class CSPAttention(ValueAttention):
 
     def forward(self, values: Tensor, lengths: SequenceLengths) -> Tensor:
         """Permute (batch, channels, positions) within each row."""
+        if lengths.packed and not takes_packed(values, self.arguments["group_size"]):
+            return lengths.by_bucket(self.forward, values)
         return permute_channels(
             values, None if lengths.full else lengths.tensor, layer=self.layer, **self.arguments
         )

@@ -9,6 +9,7 @@ from fairseq_csp.ops.csp.function import (
     channel_wise_sample_permutation,
     permutation_matrix,
     permute_channels,
+    takes_packed,
 )
 from fairseq_csp.ops.csp.options import FULL, ORDERS, SHIFTS, check_options, sequence_lengths
 from fairseq_csp.ops.csp.shifts import channel_shifts
@@ -23,4 +24,5 @@ __all__ = [
     "permutation_matrix",
     "permute_channels",
     "sequence_lengths",
+    "takes_packed",
 ]

@@ -14,9 +14,11 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <numeric>
 #include <optional>
 #include <tuple>
 #include <type_traits>
+#include <vector>
 
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -277,12 +279,6 @@ inline void shift(const T* x, T* y, int64_t n, int64_t read, int64_t write) {
   std::memcpy(y, x + n - by, by * sizeof(T));
 }
 
-// 16-bit words for pairs, a byte a number for larger groups, nothing for groups of one
-int64_t kept_size(int64_t positions, int64_t group) {
-  if (group == 1) return 0;
-  return group == 2 ? (positions + kPairBlock - 1) / kPairBlock * 2 : positions;
-}
-
 template <typename T>
 void sort_sequence(
     const T* x, T* y, uint8_t* kept, int64_t n, int64_t read, int64_t write, int64_t group,
@@ -332,28 +328,64 @@ void unsort_sequence(
 
 // ---- a batch ----
 
+// Where the sequences of a batch lie: each a row of it, or, of one row, end to end in it.
+struct Sequences {
+  int64_t count, channels, positions;
+  const int64_t* length;
+  // the first position of each when they are packed
+  std::vector<int64_t> first;
+
+  Sequences(const at::Tensor& values, const std::optional<at::Tensor>& lengths)
+      : count(lengths ? lengths->numel() : values.size(0)), channels(values.size(1)),
+        positions(values.size(2)), length(lengths ? lengths->const_data_ptr<int64_t>() : nullptr) {
+    if (count == values.size(0)) return;
+    for (int64_t k = 0, next = 0; k < count; next += length[k++]) first.push_back(next);
+  }
+
+  bool packed() const { return !first.empty(); }
+
+  // Bytes that are kept of a channel: 16-bit words for pairs, a word begun by each sequence; a
+  // byte a number for larger groups; nothing for groups of one.
+  int64_t kept_size(int64_t group) const {
+    if (group == 1) return 0;
+    if (group > 2) return positions;
+    return (positions + kPairBlock - 1) / kPairBlock * 2 + (packed() ? 2 * count : 0);
+  }
+
+  int64_t kept_first(int64_t sequence, int64_t group) const {
+    if (!packed()) return 0;
+    return group == 2 ? (first[sequence] / kPairBlock + sequence) * 2 : first[sequence];
+  }
+};
+
 // function(x, y, kept, n, shift) for each channel of each sequence; what is beyond n becomes 0
 template <typename T, typename Function>
 void each_channel(
-    const at::Tensor& values, const std::optional<at::Tensor>& lengths, const at::Tensor& shifts,
-    const at::Tensor& out, uint8_t* kept, int64_t kept_size, const Function& function) {
-  const int64_t channels = values.size(1), positions = values.size(2);
-  const int64_t batch_stride = values.stride(0), channel_stride = values.stride(1);
+    const at::Tensor& values, const Sequences& sequences, const at::Tensor& shifts,
+    const at::Tensor& out, const at::Tensor& kept, int64_t group, const Function& function) {
+  const int64_t channels = sequences.channels, positions = sequences.positions;
+  const int64_t count = sequences.count, kept_size = kept.size(2);
   const T* x = values.const_data_ptr<T>();
   T* y = out.data_ptr<T>();
-  const int64_t* length = lengths ? lengths->const_data_ptr<int64_t>() : nullptr;
+  uint8_t* kept_data = kept.data_ptr<uint8_t>();
   const int32_t* shift = shifts.const_data_ptr<int32_t>();
-  const bool shared = shifts.size(0) == 1;
-  const int64_t grain = std::max<int64_t>(1, 16384 / std::max<int64_t>(positions, 1));
-  at::parallel_for(0, values.size(0) * channels, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      const int64_t sequence = row / channels, channel = row % channels;
-      const int64_t n = length ? length[sequence] : positions;
-      const T* source = x + sequence * batch_stride + channel * channel_stride;
-      T* target = y + row * positions;
-      const int64_t by = shift[shared ? channel : row];
-      if (n > 0) function(source, target, kept + row * kept_size, n, by % n);
-      std::memset(static_cast<void*>(target + n), 0, (positions - n) * sizeof(T));
+  const bool shared = shifts.size(0) == 1, packed = sequences.packed();
+  const int64_t mean = packed ? positions / count : positions;
+  const int64_t grain = std::max<int64_t>(1, 16384 / std::max<int64_t>(mean, 1));
+  at::parallel_for(0, count * channels, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t item = begin; item < end; ++item) {
+      // in the order in which they lie in memory
+      const int64_t sequence = packed ? item % count : item / channels;
+      const int64_t channel = packed ? item / count : item % channels;
+      const int64_t n = sequences.length ? sequences.length[sequence] : positions;
+      const int64_t row = packed ? channel : item, first = packed ? sequences.first[sequence] : 0;
+      const int64_t batch = packed ? 0 : sequence;
+      const T* source = x + batch * values.stride(0) + channel * values.stride(1) + first;
+      T* target = y + row * positions + first;
+      uint8_t* own = kept_data + row * kept_size + sequences.kept_first(sequence, group);
+      const int64_t by = shift[shared ? channel : sequence * channels + channel];
+      if (n > 0) function(source, target, own, n, by % n);
+      if (!packed) std::memset(static_cast<void*>(target + n), 0, (positions - n) * sizeof(T));
     }
   });
 }
@@ -369,36 +401,41 @@ void with_type(at::ScalarType type, const Function& function) {
   }
 }
 
-void check(
+Sequences check(
     const at::Tensor& values, const std::optional<at::Tensor>& lengths, const at::Tensor& shifts,
     int64_t group) {
   TORCH_CHECK(1 <= group && group <= kLargestGroup, "groups of ", group, " have no kernel");
   TORCH_CHECK(values.dim() == 3 && (values.stride(2) == 1 || values.size(2) < 2),
       "values must be (batch, channels, positions) with contiguous positions");
-  TORCH_CHECK(!lengths || (lengths->is_contiguous() && lengths->numel() == values.size(0)),
+  TORCH_CHECK(!lengths || (lengths->is_contiguous() &&
+      (lengths->numel() == values.size(0) || values.size(0) == 1)),
       "there must be a length for each sequence");
+  const Sequences sequences(values, lengths);
   TORCH_CHECK(shifts.is_contiguous() && shifts.dim() == 2 && shifts.size(1) == values.size(1) &&
-      (shifts.size(0) == values.size(0) || (shifts.size(0) == 1 && !lengths)),
+      (shifts.size(0) == sequences.count || (shifts.size(0) == 1 && !lengths)),
       "there must be a shift for each channel of each sequence");
   if (lengths) {
     const int64_t* length = lengths->const_data_ptr<int64_t>();
     TORCH_CHECK(std::all_of(length, length + lengths->numel(),
         [&](int64_t n) { return 0 <= n && n <= values.size(2); }),
         "lengths must be from 0 to the number of positions");
+    TORCH_CHECK(!sequences.packed() ||
+        std::accumulate(length, length + lengths->numel(), int64_t(0)) == values.size(2),
+        "sequences that lie end to end must fill the row");
   }
+  return sequences;
 }
 
 std::tuple<at::Tensor, at::Tensor> permute(
     const at::Tensor& values, const std::optional<at::Tensor>& lengths, const at::Tensor& shifts,
     int64_t group, bool shift_first, bool descending) {
-  check(values, lengths, shifts, group);
-  const int64_t size = kept_size(values.size(2), group);
-  at::Tensor out = at::empty(values.sizes(), values.options());
-  at::Tensor kept = at::zeros({values.size(0), values.size(1), size}, values.options().dtype(at::kByte));
-  uint8_t* kept_data = kept.data_ptr<uint8_t>();
+  const Sequences sequences = check(values, lengths, shifts, group);
+  const at::Tensor out = at::empty(values.sizes(), values.options());
+  const at::Tensor kept = at::zeros({values.size(0), values.size(1), sequences.kept_size(group)},
+      values.options().dtype(at::kByte));
   with_type(values.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    each_channel<T>(values, lengths, shifts, out, kept_data, size,
+    each_channel<T>(values, sequences, shifts, out, kept, group,
         [&](const T* x, T* y, uint8_t* kept, int64_t n, int64_t shift) {
           const int64_t read = shift_first ? (n - shift) % n : 0;
           const int64_t write = shift_first ? 0 : shift;
@@ -411,12 +448,11 @@ std::tuple<at::Tensor, at::Tensor> permute(
 at::Tensor restore(
     const at::Tensor& grad, const std::optional<at::Tensor>& lengths, const at::Tensor& shifts,
     const at::Tensor& kept, int64_t group, bool shift_first) {
-  check(grad, lengths, shifts, group);
-  at::Tensor out = at::empty(grad.sizes(), grad.options());
-  uint8_t* kept_data = kept.data_ptr<uint8_t>();
+  const Sequences sequences = check(grad, lengths, shifts, group);
+  const at::Tensor out = at::empty(grad.sizes(), grad.options());
   with_type(grad.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    each_channel<T>(grad, lengths, shifts, out, kept_data, kept.size(2),
+    each_channel<T>(grad, sequences, shifts, out, kept, group,
         [&](const T* x, T* y, uint8_t* kept, int64_t n, int64_t shift) {
           const int64_t read = shift_first ? 0 : shift;
           const int64_t write = shift_first ? (n - shift) % n : 0;

@@ -89,7 +89,7 @@ def restore(
     return out
 
 
-def empty_kept(values: Tensor, group: int) -> Tensor:
+def empty_kept(values: Tensor, group: int, _: Tensor | None = None) -> Tensor:
     """Return room for what undoes the sort.
 
     Args:

@@ -6,8 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fairseq_csp.ops.csp.native import LARGEST_GROUP
 from fairseq_csp.ops.csp.operators import csp_permute, csp_shifts
 from fairseq_csp.ops.csp.options import FULL, ORDERS, check_layer, check_options, sequence_lengths
+from fairseq_csp.ops.kernels import implementation
 
 
 def channel_wise_sample_permutation(
@@ -81,7 +83,8 @@ def permute_channels(
     Args:
         values: (batch, channels, positions), any floating dtype.
         lengths: (batch,) valid positions of each sequence, integers up to the positions, which are
-            not checked on a GPU; 0 is allowed here (an empty chunk). All are valid when None.
+            not checked on a GPU; 0 is allowed here (an empty chunk). All are valid when None. Of
+            sequences that lie end to end in one row, see :func:`takes_packed`, those of each.
         layer: index of this layer, from 0.
         num_layers: number of layers.
         shift: ``exponential``, ``linear`` or ``none``.
@@ -112,6 +115,17 @@ def permute_channels(
     group = min(group or positions, positions)
     out, _ = csp_permute(values, lengths, shifts, group, order == ORDERS[0], descending)
     return out
+
+
+def takes_packed(values: Tensor, group_size: int | str) -> bool:
+    """Whether :func:`permute_channels` takes sequences of these values that lie end to end.
+
+    Args:
+        values: (1, channels, positions), any floating dtype.
+        group_size: positions in a sorted group, or ``"full"``.
+    """
+    kernels = implementation(values.device) == "native"
+    return kernels and group_size != FULL and int(group_size) <= LARGEST_GROUP
 
 
 def permutation_matrix(

@@ -77,8 +77,10 @@ def csp_permute(
 
     Args:
         values: (batch, channels, positions), any floating dtype, any strides; not empty.
-        lengths: (batch,) int64, valid positions of each sequence; None: all.
-        shifts: (batch, channels) int32, or (1, channels) where all lengths are one.
+        lengths: (batch,) int64, valid positions of each sequence; None: all. Where there are more
+            than rows, those of sequences that lie end to end in the one row and fill it, which the
+            kernels in C++ take.
+        shifts: (sequences, channels) int32, or (1, channels) where all lengths are one.
         group: positions in a sorted group, at most all.
         shift_first: whether the shift comes before the sort.
         descending: sort from the largest to the smallest.
@@ -101,7 +103,9 @@ def _(
     shift_first: bool,
     descending: bool,
 ) -> tuple[Tensor, Tensor]:
-    return values.new_empty(values.shape), _kernels(values, group).empty_kept(values, group)
+    return values.new_empty(values.shape), _kernels(values, group).empty_kept(
+        values, group, lengths
+    )
 
 
 @torch.library.custom_op("fairseq_csp::csp_restore", mutates_args=())

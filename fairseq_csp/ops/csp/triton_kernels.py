@@ -34,7 +34,7 @@ def restore(*arguments: Any) -> Tensor:
     return torch.ops.fairseq_csp_triton.csp_restore(*arguments)
 
 
-def empty_kept(values: Tensor, group: int) -> Tensor:
+def empty_kept(values: Tensor, group: int, _: Tensor | None = None) -> Tensor:
     """Return room for the exchanges: (batch, channels, bytes) uint8, a bit a pair."""
     batch, channels, positions = values.shape
     count = -(-positions // 16) if group == 2 else 0
