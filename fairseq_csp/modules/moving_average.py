@@ -41,8 +41,10 @@ class MovingAverage(nn.Module):
     def forward(self, x: Tensor, lengths: SequenceLengths) -> Tensor:
         """Average (batch, D, positions) over the positions; padding counts as 0."""
         if lengths.packed:
-            return lengths.by_bucket(self.forward, x)
-        x = lengths.zero_padding(x)
+            return lengths.by_bucket(lambda rows, _: self._average(rows), x)
+        return self._average(lengths.zero_padding(x))
+
+    def _average(self, x: Tensor) -> Tensor:
         circle = circular_kernel(self._kernel(x.size(2)), self.omega, x.size(2))
         return convolve(x, circle)
 
