@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 
 # rows of up to so many positions are packed even where none is padded: there are many of them, and
 # the kernels take a row, or a part of one, at a time
-SHORT_ROWS = 256
+SHORT_ROWS = 512
 
 
 class LRAEncoder(nn.Module):
