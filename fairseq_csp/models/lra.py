@@ -93,10 +93,10 @@ class LRAEncoder(nn.Module):
         if not trim or (valid.full and not packed):
             return self.encoder(source, valid)
         buckets = length_buckets(valid.host, packed)
-        lengths = [[valid.host[row] for row in bucket] for bucket in buckets]
+        apart = [[valid.host[row] for row in bucket] for bucket in buckets]
         if packed:
             rows = [source[row, : valid.host[row]] for bucket in buckets for row in bucket]
-            vectors = self.encoder(torch.cat(rows)[None], PackedLengths(lengths, source.device))
+            vectors = self.encoder(torch.cat(rows)[None], PackedLengths(apart, source.device))
         else:
             vectors = torch.cat(
                 [
@@ -104,7 +104,7 @@ class LRAEncoder(nn.Module):
                         source[torch.tensor(bucket), : max(own)],
                         SequenceLengths(own, max(own), source.device),
                     )
-                    for bucket, own in zip(buckets, lengths, strict=True)
+                    for bucket, own in zip(buckets, apart, strict=True)
                 ]
             )
         order = torch.tensor([row for bucket in buckets for row in bucket]).argsort()

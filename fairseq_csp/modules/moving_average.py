@@ -9,7 +9,14 @@ from torch import Tensor, nn
 
 from fairseq_csp.errors import UserError
 from fairseq_csp.modules.lengths import SequenceLengths
-from fairseq_csp.ops.ema import circular_kernel, convolve, damped_rotations, ema_kernel
+from fairseq_csp.ops.ema import (
+    circular_kernel,
+    convolve,
+    damped_rotations,
+    ema_kernel,
+    recurrent_average,
+    takes_recurrence,
+)
 
 
 class MovingAverage(nn.Module):
@@ -20,6 +27,9 @@ class MovingAverage(nn.Module):
         components: exponential components N of each channel and direction.
         truncation: lags kept at most; all of them when None.
     """
+
+    # whether its components are those of ``recurrent_average``
+    recurrent = True
 
     def __init__(self, dim: int, components: int = 16, truncation: int | None = None) -> None:
         super().__init__()
@@ -40,9 +50,14 @@ class MovingAverage(nn.Module):
 
     def forward(self, x: Tensor, lengths: SequenceLengths) -> Tensor:
         """Average (batch, D, positions) over the positions; padding counts as 0."""
+        x = lengths.zero_padding(x)
+        if self.recurrent and takes_recurrence(x, *self.parameters()):
+            weights = (self.delta, self.alpha, self.beta, self.gamma, self.omega)
+            rows = lengths.host if lengths.packed else ()
+            return recurrent_average(x, *weights, self.truncation, rows)
         if lengths.packed:
             return lengths.by_bucket(lambda rows, _: self._average(rows), x)
-        return self._average(lengths.zero_padding(x))
+        return self._average(x)
 
     def _average(self, x: Tensor) -> Tensor:
         circle = circular_kernel(self._kernel(x.size(2)), self.omega, x.size(2))
@@ -67,6 +82,8 @@ class ComplexMovingAverage(MovingAverage):
     ``q = (1 - p sigmoid(delta)) exp(i n (2 pi/N) sigmoid(theta))``, n from 1. Parameters: per
     channel and direction ``4 N + 1``, and one a channel, for the real one ``4 N`` and one.
     """
+
+    recurrent = False
 
     def _build(self, dim: int, components: int) -> None:
         shape = (2 * dim, components, 1)

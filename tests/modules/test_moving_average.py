@@ -7,6 +7,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from fairseq_csp.modules.lengths import SequenceLengths
 from fairseq_csp.modules.moving_average import MovingAverage, shared_kernels
 from fairseq_csp.ops.ema import moving_average_naive
+from tests.helpers.kernels import use_implementation
 
 CPU = torch.device("cpu")
 
@@ -65,6 +66,8 @@ def test_kernel_is_that_of_the_weights(change):
 
 
 def test_shared_kernel_is_computed_once_and_takes_all_gradients(monkeypatch):
+    # that of the FFT; the recurrence in C++ has no kernel
+    use_implementation("reference", monkeypatch)
     torch.manual_seed(0)
     average, calls = MovingAverage(3, 4), []
     compute = average._compute

@@ -7,6 +7,7 @@ from fairseq_csp.ops.ema.convolution import circular_kernel, convolve, fast_size
 from fairseq_csp.ops.ema.exponentials import damped_rotations
 from fairseq_csp.ops.ema.kernel import ema_kernel
 from fairseq_csp.ops.ema.naive import ema_kernel_naive, moving_average_naive
+from fairseq_csp.ops.ema.recurrence import recurrent_average, takes_recurrence
 
 __all__ = [
     "circular_kernel",
@@ -16,4 +17,6 @@ __all__ = [
     "ema_kernel_naive",
     "fast_size",
     "moving_average_naive",
+    "recurrent_average",
+    "takes_recurrence",
 ]

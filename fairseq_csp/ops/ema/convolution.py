@@ -1,13 +1,10 @@
 """The convolution with the moving average's kernel, and its gradient."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from fairseq_csp.ops.autocast import outside_autocast
-from fairseq_csp.ops.kernels import native_operators
 
 # sizes at which FFTs are fast, up to 2^24: their only factors are 2, 3 and 5
 FAST_SIZES = sorted(
@@ -35,26 +32,10 @@ def circular_kernel(kernel: Tensor, skip: Tensor, positions: int) -> Tensor:
         not meet.
     """
     size = fast_size(positions + kernel.size(1) - 1, kernel.device)
-    if kernel.dtype != torch.bfloat16 and (kernels := native_operators(kernel)):
-        return _NativeCircle.apply(kernels, kernel, skip, size)
     back, ahead = kernel.chunk(2)
     here = back[:, :1] + ahead[:, :1] + skip.to(kernel.dtype).unsqueeze(1)
     between = back.new_zeros(back.size(0), size - 2 * kernel.size(1) + 1)
     return torch.cat([here, back[:, 1:], between, ahead[:, 1:].flip(1)], dim=1)
-
-
-class _NativeCircle(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: FunctionCtx, kernels: Any, kernel: Tensor, skip: Tensor, size: int) -> Tensor:
-        ctx.kernels = kernels
-        ctx.lags, ctx.dtype = kernel.size(1), skip.dtype
-        return kernels.circular_kernel(kernel, skip, size)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        grad_kernel, grad_skip = ctx.kernels.circular_kernel_backward(grad, ctx.lags)
-        return None, grad_kernel, grad_skip.to(ctx.dtype), None
 
 
 @outside_autocast
@@ -82,11 +63,8 @@ class _Convolve(torch.autograd.Function):
         kernel = torch.fft.rfft(circle)
         signal = _spectrum(x, size)
         averaged = torch.fft.irfft(signal * kernel, n=size)[..., : x.size(2)].to(x.dtype)
-        ctx.kernels = native_operators(circle)
-        if ctx.kernels is None:
-            # as the backward pass takes them; without conj_physical each use would make a copy
-            signal, kernel = signal.conj_physical_(), kernel.conj_physical_()
-        ctx.save_for_backward(signal, kernel)
+        # as the backward pass takes them; without conj_physical each use would make a copy
+        ctx.save_for_backward(signal.conj_physical_(), kernel.conj_physical_())
         ctx.size = size
         return averaged
 
@@ -97,11 +75,6 @@ class _Convolve(torch.autograd.Function):
         positions = grad.size(2)
         spectrum = _spectrum(grad, ctx.size)
         grad_x = grad_circle = None
-        if ctx.kernels is not None:
-            total = ctx.kernels.spectra_backward(spectrum, signal, kernel)
-            grad_circle = torch.fft.irfft(total, n=ctx.size)
-            grad_x = torch.fft.irfft(spectrum, n=ctx.size)[..., :positions].to(grad.dtype)
-            return grad_x, grad_circle
         if ctx.needs_input_grad[1]:
             grad_circle = torch.fft.irfft(_sum_of_products(spectrum, signal), n=ctx.size)
         if ctx.needs_input_grad[0]:

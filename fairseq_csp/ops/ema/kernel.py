@@ -1,14 +1,11 @@
 """The moving average's kernel."""
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
 
 from fairseq_csp.ops.autocast import outside_autocast
-from fairseq_csp.ops.kernels import native_operators
 
 # lags of a block: about the root of the lengths in use
 BLOCK = 64
@@ -33,8 +30,6 @@ def ema_kernel(delta: Tensor, alpha: Tensor, beta: Tensor, gamma: Tensor, length
     Returns:
         (K, length), float32 or wider.
     """
-    if kernels := native_operators(delta, alpha, beta, gamma):
-        return _NativeKernel.apply(kernels, length, delta, alpha, beta, gamma)
     delta, alpha, beta, gamma = (_at_least_float32(x) for x in (delta, alpha, beta, gamma))
     p = torch.sigmoid(delta)
     # log1p keeps q's distance from 1 where it is below the dtype's resolution; the bound keeps
@@ -46,19 +41,6 @@ def ema_kernel(delta: Tensor, alpha: Tensor, beta: Tensor, gamma: Tensor, length
     fine = torch.exp(lags[:BLOCK] * log_q)
     coarse = weight * torch.exp(lags[:blocks] * BLOCK * log_q)
     return torch.bmm(coarse.transpose(1, 2), fine).flatten(1)[:, :length]
-
-
-class _NativeKernel(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: FunctionCtx, kernels: Any, length: int, *parameters: Tensor) -> Tensor:
-        ctx.kernels = kernels
-        ctx.save_for_backward(*parameters)
-        return kernels.ema_kernel(*parameters, length)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, *ctx.kernels.ema_kernel_backward(grad, *ctx.saved_tensors)
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
