@@ -21,7 +21,7 @@ from fairseq_csp.modules.pointwise import (
     silu_linear,
 )
 from fairseq_csp.ops.gates import gated_residual
-from fairseq_csp.ops.layers import gated_mixing
+from fairseq_csp.ops.layers import gated_mixing, linear_silu
 
 
 class GatedMovingAverage(GatedAttention):
@@ -89,9 +89,13 @@ class GatedMovingAverage(GatedAttention):
         residual = x
         if self.prenorm:
             x = self.norm(x)
-        values = self._activate(self.activation, linear(self.v_proj, x), self.hidden_dropout)
-        average = self.move(x, lengths)
         plain = self.activation is nn.functional.silu and not self.feature_dropout
+        if plain:
+            weight, bias = self.v_proj.weight, self.v_proj.bias
+            values = linear_silu(x, weight, bias, self.hidden_dropout, self.training)
+        else:
+            values = self._activate(self.activation, linear(self.v_proj, x), self.hidden_dropout)
+        average = self.move(x, lengths)
         if plain and not self.query_dim:
             mixed = self._attend(values, average[:, :0], lengths)
             maps = (self.mx_proj.weight, self.mx_proj.bias, self.h_proj.weight, self.h_proj.bias)

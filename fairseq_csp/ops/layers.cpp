@@ -177,6 +177,86 @@ std::tuple<Tensor, Tensor> linear_gradients(const Tensor& grad, const Tensor& x,
   return total(gradients, weight, weight);
 }
 
+// ---- linear map and activation ----
+
+// dropout(silu(weight x + bias)), and weight x.
+std::tuple<Tensor, Tensor> linear_silu(
+    const Tensor& x, const Tensor& weight, const Tensor& bias, double p, const Seed& drawn) {
+  const Blocks blocks(x);
+  const int64_t seed = number_of(drawn), outputs = weight.size(0);
+  const Tensor out = at::empty({x.size(0), outputs, x.size(2)}, x.options());
+  const Tensor inner = at::empty(out.sizes(), x.options());
+  const std::vector<float> biases = floats(bias);
+  by_dtype({x}, [&](auto number) {
+    using T = decltype(number);
+    each_part(blocks.count, [&](int64_t, int64_t begin, int64_t end) {
+      at::AutoDispatchBelowADInplaceOrView guard;
+      for (int64_t item = begin; item < end; ++item) {
+        const Tensor sums = blocks.of(inner, item), to = blocks.of(out, item);
+        multiply(sums, weight, blocks.of(x, item));
+        for (int64_t c = 0; c < outputs; ++c) {
+          const Vec offset(biases[c]);
+          Kept kept(p, seed, blocks.batch(item) * outputs + c, blocks.first(item));
+          each_block<T, 1, 1>(blocks.span(item), {row<T>(sums, c)}, {row<T>(to, c)},
+              [&](int64_t i, In in, Out out) {
+                const float* factors = kept.at(i);
+                each_vector([&](int64_t j) {
+                  const Vec x = Vec::loadu(in[0] + j) + offset;
+                  keep(factors + j, silu(x, sigmoid(x))).store(out[0] + j);
+                });
+              });
+        }
+      }
+    });
+  });
+  return {out, inner};
+}
+
+// The gradients of x, weight and bias.
+std::tuple<Tensor, Tensor, Tensor> linear_silu_backward(
+    const Tensor& grad, const Tensor& x, const Tensor& inner, const Tensor& weight,
+    const Tensor& bias, double p, const Seed& drawn) {
+  const Blocks blocks(x);
+  const int64_t seed = number_of(drawn), outputs = weight.size(0);
+  const Tensor grad_x = at::empty(x.sizes(), x.options());
+  const std::vector<float> biases = floats(bias);
+  std::vector<MapGradients> gradients = for_each_part(blocks.count, weight);
+  by_dtype({grad, x, inner}, [&](auto number) {
+    using T = decltype(number);
+    each_part(blocks.count, [&](int64_t part, int64_t begin, int64_t end) {
+      at::AutoDispatchBelowADInplaceOrView guard;
+      MapGradients& own = gradients[part];
+      const Tensor room = at::empty({outputs, blocks.size}, x.options());
+      for (int64_t item = begin; item < end; ++item) {
+        const int64_t span = blocks.span(item);
+        const Tensor given = blocks.of(grad, item), sums = blocks.of(inner, item);
+        const Tensor change = room.narrow(1, 0, span);
+        for (int64_t c = 0; c < outputs; ++c) {
+          const Vec offset(biases[c]);
+          Kept kept(p, seed, blocks.batch(item) * outputs + c, blocks.first(item));
+          Vec total(0.f);
+          each_block<T, 2, 1>(span, {row<T>(given, c), row<T>(sums, c)}, {row<T>(change, c)},
+              [&](int64_t i, In in, Out out) {
+                const float* factors = kept.at(i);
+                each_vector([&](int64_t j) {
+                  const Vec x = Vec::loadu(in[1] + j) + offset;
+                  const Vec slope = silu_slope(x, sigmoid(x));
+                  const Vec grad = keep(factors + j, Vec::loadu(in[0] + j) * slope);
+                  total = total + grad;
+                  grad.store(out[0] + j);
+                });
+              });
+          own.bias[c] += sum(total);
+        }
+        own.add(change, blocks.of(x, item));
+        multiply(blocks.of(grad_x, item), weight.t(), change);
+      }
+    });
+  });
+  const auto [grad_weight, grad_bias] = total(gradients, weight, bias);
+  return {grad_x, grad_weight, grad_bias};
+}
+
 // ---- feed-forward block ----
 
 // residual + dropout(weight2 silu(weight1 x + bias1) + bias2), and weight1 x.
@@ -494,6 +574,11 @@ TORCH_LIBRARY_FRAGMENT(fairseq_csp_native, library) {
   };
   add("linear_gradients(Tensor grad, Tensor x, Tensor weight) -> (Tensor, Tensor)",
       "linear_gradients", TORCH_FN(linear_gradients));
+  add("linear_silu(Tensor x, Tensor weight, Tensor bias, float p, Tensor? seed) -> (Tensor, Tensor)",
+      "linear_silu", TORCH_FN(linear_silu));
+  add("linear_silu_backward(Tensor grad, Tensor x, Tensor inner, Tensor weight, Tensor bias, "
+      "float p, Tensor? seed) -> (Tensor, Tensor, Tensor)",
+      "linear_silu_backward", TORCH_FN(linear_silu_backward));
   add("feed_forward(Tensor x, Tensor residual, Tensor weight1, Tensor bias1, Tensor weight2, "
       "Tensor bias2, float p, Tensor? seed) -> (Tensor, Tensor)",
       "feed_forward", TORCH_FN(feed_forward));

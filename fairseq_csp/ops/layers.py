@@ -17,6 +17,29 @@ from fairseq_csp.ops.kernels import contiguous_positions, native_operators
 from fairseq_csp.ops.linear import linear, linear_split, silu_linear
 
 
+def linear_silu(x: Tensor, weight: Tensor, bias: Tensor, p: float, training: bool) -> Tensor:
+    """Return ``dropout(silu(weight x + bias))`` at each position.
+
+    Beside the arguments ``weight x`` is kept for the backward pass.
+
+    Args:
+        x: (batch, dim, positions), any floating dtype.
+        weight: (outputs, dim).
+        bias: (outputs,).
+        p: probability of dropping an output.
+        training: whether to drop anything.
+
+    Returns:
+        (batch, outputs, positions), the dtype of ``x`` or of autocast.
+
+    Raises:
+        ValueError: ``p`` is not a probability.
+    """
+    if 0 <= p <= 1 and _kernels(x, weight, bias):
+        return _LinearSilu.apply(x, weight, bias, *_drawn(p, training))
+    return silu_dropout(linear(x, weight, bias), p, training)
+
+
 def feed_forward(
     x: Tensor,
     residual: Tensor,
@@ -110,6 +133,23 @@ def _kernels(*tensors: Tensor) -> Any | None:
 def _drawn(p: float, training: bool) -> tuple[float, Tensor | None]:
     p = p if training else 0.0
     return p, draw_seed() if p else None
+
+
+class _LinearSilu(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor, p: float, seed: Tensor | None
+    ) -> Tensor:
+        out, inner = _kernels(x).linear_silu(x, weight, bias, p, seed)
+        ctx.save_for_backward(x, inner, weight, bias)
+        ctx.drawn = p, seed
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        backward = native_operators(ctx.saved_tensors[0]).linear_silu_backward
+        return *backward(contiguous_positions(grad), *ctx.saved_tensors, *ctx.drawn), None, None
 
 
 class _FeedForward(torch.autograd.Function):

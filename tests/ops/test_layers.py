@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from fairseq_csp.ops import layers
 from fairseq_csp.ops.dropout import dropout
-from fairseq_csp.ops.layers import feed_forward, gated_mixing
+from fairseq_csp.ops.layers import feed_forward, gated_mixing, linear_silu
 
 pytestmark = pytest.mark.usefixtures("every_implementation")
 
@@ -24,6 +24,14 @@ def draw(*shapes, dtype=torch.float64):
 
 def apply(weight, x, bias):
     return weight @ x + bias[:, None]
+
+
+def linear_silu_inputs(positions, dtype):
+    return draw((3, HIDDEN, positions), (DIM, HIDDEN), (DIM,), dtype=dtype)
+
+
+def linear_silu_formula(kept, x, weight, bias):
+    return kept[0] * F.silu(apply(weight, x, bias))
 
 
 def feed_forward_inputs(positions, dtype):
@@ -50,6 +58,7 @@ def gated_mixing_formula(kept, average, mixed, residual, weight, bias, out_weigh
 
 
 FUNCTIONS = {
+    linear_silu: (linear_silu_inputs, linear_silu_formula),
     feed_forward: (feed_forward_inputs, feed_forward_formula),
     gated_mixing: (gated_mixing_inputs, gated_mixing_formula),
 }
@@ -151,7 +160,8 @@ def test_autocast(function):
     values = FUNCTIONS[function][0](20, torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = function(*values, 0.0, training=True)
-    assert out.dtype == torch.float32
+    # what has no residual is of autocast's dtype
+    assert out.dtype == (torch.bfloat16 if function is linear_silu else torch.float32)
     expected = FUNCTIONS[function][1]((1, 1), *(value.double() for value in values))
     assert (out - expected).abs().max() < 0.05 * expected.abs().max()
 
@@ -165,7 +175,7 @@ def test_no_probability(function, p):
 
 def test_kernels_are_what_runs(every_implementation, monkeypatch):
     called = []
-    for name in ("_FeedForward", "_GatedMixing"):
+    for name in ("_LinearSilu", "_FeedForward", "_GatedMixing"):
         apply = getattr(layers, name).apply
         monkeypatch.setattr(
             getattr(layers, name), "apply", lambda *x, apply=apply: called.append(x) or apply(*x)
@@ -173,4 +183,4 @@ def test_kernels_are_what_runs(every_implementation, monkeypatch):
     for function, (inputs, _) in FUNCTIONS.items():
         function(*inputs(4, torch.float32), 0.1, training=True)
         function(*inputs(4, torch.float64), 0.1, training=True)
-    assert len(called) == (2 if every_implementation == "native" else 0)
+    assert len(called) == (3 if every_implementation == "native" else 0)
