@@ -38,10 +38,10 @@ inline const T* load(const T* from, int64_t count, T* buffer) {
 }
 
 inline const float* load(const at::BFloat16* from, int64_t count, float* buffer) {
-  uint16_t half[kBlock] = {};
-  std::memcpy(half, from, count * sizeof(uint16_t));
+  at::BFloat16 part[kBlock];
+  if (count < kBlock) from = load<at::BFloat16>(from, count, part);
   uint32_t bits[kBlock];
-  EACH(j) bits[j] = uint32_t(half[j]) << 16;
+  EACH(j) bits[j] = uint32_t(from[j].x) << 16;
   std::memcpy(buffer, bits, sizeof(bits));
   return buffer;
 }
@@ -69,7 +69,12 @@ inline void store(const float* buffer, int64_t count, at::BFloat16* to) {
     const bool nan = (bits[j] & 0x7FFFFFFF) > 0x7F800000;
     half[j] = nan ? 0x7FC0 : uint16_t(rounded);
   }
-  std::memcpy(to, half, count * sizeof(uint16_t));
+  // a copy of known size is a few instructions, not a call
+  if (count == kBlock) {
+    std::memcpy(to, half, sizeof(half));
+  } else {
+    std::memcpy(to, half, count * sizeof(uint16_t));
+  }
 }
 
 inline Vec sigmoid(const Vec& x) { return Vec(1.f) / (Vec(1.f) + x.neg().exp()); }
