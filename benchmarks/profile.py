@@ -20,12 +20,14 @@ from fairseq_csp.flags import positive
 REST = "everything else"
 # kinds of work by a part of a function's name, for all that it calls
 FUNCTIONS = {
-    "_Convolve": "moving average, without its kernel",
+    "_Recurrence": "moving average",
+    "_Convolve": "moving average",
     "fairseq_csp::csp_": "CSP",
     "_Dropout": "dropout",
     "_NativeDropout": "dropout",
     "_RMSNorm": "norms",
     "_FusedNorm": "norms",
+    "_LinearSilu": "activations and gates",
     "_FeedForward": "activations and gates",
     "_GatedMixing": "activations and gates",
     "_SiluDropout": "activations and gates",
