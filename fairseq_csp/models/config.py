@@ -65,7 +65,7 @@ class SharedConfig(FairseqDataclass):
     )
     sentence_class_num: int = _flag(2, "number of classes")
     keep_padding: bool = _flag(
-        False, "encode a padded batch as it is, not in buckets of similar lengths"
+        False, "encode a padded batch as it is, neither packed nor in buckets of similar lengths"
     )
 
 
