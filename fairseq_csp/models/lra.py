@@ -42,6 +42,7 @@ from fairseq_csp.modules.moving_average import shared_kernels
 from fairseq_csp.modules.norms import BATCH_NORMS
 from fairseq_csp.modules.packing import PackedLengths
 from fairseq_csp.modules.pointwise import activation
+from fairseq_csp.ops.kernels import implementation
 
 logger = logging.getLogger(__name__)
 
@@ -74,10 +75,10 @@ class LRAEncoder(nn.Module):
     ) -> Tensor:
         """Encode (batch, positions) with lengths (batch,) to (batch, dim).
 
-        On a CPU the rows of a padded batch are packed where the encoder takes that, and else go
-        in buckets of similar lengths. On a GPU a padded batch is encoded as it is, as a pass costs
-        more there than padding, and so is it in a graph of ``torch.compile``, which is the same
-        for all lengths.
+        On a CPU the rows of a padded batch are packed where the encoder takes that and there are
+        kernels for it, and else go in buckets of similar lengths. On a GPU a padded batch is
+        encoded as it is, as a pass costs more there than padding, and so is it in a graph of
+        ``torch.compile``, which is the same for all lengths.
 
         Raises:
             ValueError: a length is not between 1 and the number of positions.
@@ -89,7 +90,8 @@ class LRAEncoder(nn.Module):
         if self.graphs is not None and (graphed := self.graphs(source, valid)) is not None:
             return graphed
         trim = self.trim and source.device.type == "cpu" and not torch.compiler.is_compiling()
-        packed = trim and self.encoder.packable and (not valid.full or positions <= SHORT_ROWS)
+        packed = trim and self.encoder.packable and implementation(source.device) == "native"
+        packed = packed and (not valid.full or positions <= SHORT_ROWS)
         if not trim or (valid.full and not packed):
             return self.encoder(source, valid)
         buckets = length_buckets(valid.host, packed)

@@ -14,7 +14,8 @@ LENGTHS = [7, 1, 24, 13, 12, 2]
 
 @pytest.fixture
 def seen(monkeypatch):
-    """The lengths that encoders were called with."""
+    """The packed lengths that modules were called with, where there are kernels."""
+    use_implementation("native", monkeypatch)
     calls = []
     forward = torch.nn.Module.__call__
 
@@ -27,7 +28,6 @@ def seen(monkeypatch):
     return calls
 
 
-@pytest.mark.parametrize("implementation", ["native", "reference"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
     "options",
@@ -40,8 +40,7 @@ def seen(monkeypatch):
     ],
     ids=str,
 )
-def test_equals_padded_rows(options, dtype, implementation, seen, monkeypatch):
-    use_implementation(implementation, monkeypatch)
+def test_equals_padded_rows(options, dtype, seen):
     results = []
     for keep_padding in (False, True):
         model = small("mega_lra_imdb", attention="csp", keep_padding=keep_padding, **options)
@@ -89,6 +88,12 @@ def test_rows_are_packed_where_some_are_padded_or_all_are_short(lengths, packed,
 def test_what_knows_of_rows_gets_rows(family, options, seen):
     model = small(f"{family}_lra_imdb", **options).eval()
     model(*tokens([5, 4]))
+    assert not seen
+
+
+def test_without_kernels_rows_go_in_buckets(seen, monkeypatch):
+    use_implementation("reference", monkeypatch)
+    small("mega_lra_imdb", attention="csp").eval()(*tokens(LENGTHS))
     assert not seen
 
 
