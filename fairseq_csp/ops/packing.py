@@ -44,7 +44,7 @@ def pack_rows(parts: Sequence[Tensor], lengths: Sequence[int]) -> Tensor:
     Raises:
         ValueError: there is not a length for each row, or one is greater than its positions.
     """
-    places = [part.size(2) for part in parts for _ in part]
+    places = [part.size(2) for part in parts for _ in range(part.size(0))]
     if len(places) != len(lengths):
         raise ValueError(f"there are {len(lengths)} lengths for {len(places)} rows")
     if any(length > place for length, place in zip(lengths, places, strict=True)):
