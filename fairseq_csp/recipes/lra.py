@@ -210,7 +210,7 @@ LAPTOP: dict[str, list[dict[str, Any]]] = {
             "name": "easy",
             "preparation": ("--generate", "--level", "easy", "--limit", "40000"),
             "recipe": {"layers": 4, "lr": 0.001, "batch": 16, "updates": 3_000, "decay": 3_000},
-            "flags": _SMALL_IMAGES,
+            "flags": (*_SMALL_IMAGES, "--max-valid-steps", "125"),
         },
         {
             "name": "hard",
