@@ -8,6 +8,7 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <optional>
@@ -80,7 +81,8 @@ struct Constants {
   // -(1 - q), w, -q^L and -L q^(L-1)
   std::vector<float> decay, weight, tail, slope;
 
-  Constants(const Parameters& given, bool ahead, int64_t group, int64_t reach)
+  // `cut`: whether a row is longer than the reach, without which there is no tail
+  Constants(const Parameters& given, bool ahead, int64_t group, int64_t reach, bool cut)
       : decay(given.padded * kLanes, -1.f), weight(given.padded * kLanes),
         tail(given.padded * kLanes), slope(given.padded * kLanes) {
     const int64_t first = group * kLanes, count = std::min(kLanes, given.dim - first);
@@ -90,6 +92,7 @@ struct Constants {
         const int64_t i = n * kLanes + c;
         decay[i] = float(-one.decay);
         weight[i] = float(one.weight());
+        if (!cut) continue;
         tail[i] = float(-one.power(reach));
         slope[i] = float(-double(reach) * one.power(reach - 1));
       }
@@ -309,10 +312,12 @@ void skip_to(const Row& x, Row& out, int64_t n, const Parameters& given, int64_t
 }
 
 // Both directions' constants of each group of channels.
-std::vector<Constants> constants(const Parameters& given, int64_t groups, int64_t reach) {
+std::vector<Constants> constants(const Parameters& given, const Items& items, int64_t reach) {
+  const auto& lengths = items.lengths;
+  const bool cut = std::any_of(lengths.begin(), lengths.end(), [&](int64_t n) { return n > reach; });
   std::vector<Constants> found;
-  for (int64_t group = 0; group < groups; ++group) {
-    for (const bool ahead : {false, true}) found.emplace_back(given, ahead, group, reach);
+  for (int64_t group = 0; group < items.groups; ++group) {
+    for (const bool ahead : {false, true}) found.emplace_back(given, ahead, group, reach, cut);
   }
   return found;
 }
@@ -324,7 +329,7 @@ Tensor moving_average(
   const Items items(x, lengths);
   const Parameters given(delta, alpha, beta, gamma, omega);
   const int64_t reach = reach_of(truncation);
-  const std::vector<Constants> both = constants(given, items.groups, reach);
+  const std::vector<Constants> both = constants(given, items, reach);
   const Tensor out = at::empty(x.sizes(), x.options());
   by_dtype(x, [&](auto number) {
     using T = decltype(number);
@@ -354,7 +359,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> moving_average_backwa
   const Items items(x, lengths);
   const Parameters given(delta, alpha, beta, gamma, omega);
   const int64_t reach = reach_of(truncation);
-  const std::vector<Constants> both = constants(given, items.groups, reach);
+  const std::vector<Constants> both = constants(given, items, reach);
   const Tensor grad_x = at::empty(x.sizes(), x.options());
   // of each part: what the gradients of w, of q, and of omega are made of
   const int64_t dim = items.dim, components = given.components;
