@@ -49,6 +49,11 @@ class Encoder(nn.Module):
         """Whether it takes rows that lie end to end, ``PackedLengths``, with the same result."""
         return False
 
+    def attention_packs(self) -> bool:
+        """Return whether every attention function of the encoder takes such rows."""
+        functions = (part for part in self.modules() if isinstance(part, AttentionFunction))
+        return all(function.packable for function in functions)
+
     def forward(self, source: Tensor, lengths: SequenceLengths) -> Tensor:
         """Encode each row to a vector.
 

@@ -30,20 +30,27 @@ def seen(monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
-    "options",
+    ("family", "options"),
     [
-        {},
-        {"csp_group_size": "3", "csp_order": "sort_shift", "csp_descending": True},
-        {"csp_group_size": "full", "csp_shift": "linear"},
-        {"sen_rep_type": "cls", "norm_type": "layernorm", "normalize_embedding": True},
-        {"ema": "complex", "truncation_length": 4},
+        ("mega", {}),
+        ("mega", {"csp_group_size": "3", "csp_order": "sort_shift", "csp_descending": True}),
+        ("mega", {"csp_group_size": "full", "csp_shift": "linear"}),
+        ("mega", {"sen_rep_type": "cls", "norm_type": "layernorm", "normalize_embedding": True}),
+        ("mega", {"ema": "complex", "truncation_length": 4}),
+        ("flash", {}),
+        ("flash", {"csp_group_size": "full", "norm_type": "layernorm"}),
+        ("transformer", {}),
+        ("transformer", {"encoder_learned_pos": True, "tie_layer_weights": True}),
+        ("transformer", {"csp_group_size": "full", "sen_rep_type": "mp"}),
+        ("transformer_rope", {"csp_group_size": "3"}),
     ],
     ids=str,
 )
-def test_equals_padded_rows(options, dtype, seen):
+def test_equals_padded_rows(family, options, dtype, seen):
     results = []
     for keep_padding in (False, True):
-        model = small("mega_lra_imdb", attention="csp", keep_padding=keep_padding, **options)
+        arch = f"{family}_lra_imdb"
+        model = small(arch, attention="csp", keep_padding=keep_padding, **options)
         model.to(dtype).train()
         logits = model(*tokens(LENGTHS))
         logits.square().sum().backward()
@@ -82,7 +89,9 @@ def test_rows_are_packed_where_some_are_padded_or_all_are_short(lengths, packed,
         ("mega", {"attention": "csp", "chunk_size": 6}),
         ("mega", {"attention": "csp", "feature_dropout": True}),
         ("mega", {"attention": "csp", "keep_padding": True}),
-        ("flash", {"attention": "csp"}),
+        ("flash", {"attention": "relu2"}),
+        ("transformer", {"attention": "softmax"}),
+        ("transformer_rope", {"attention": "linformer"}),
     ],
 )
 def test_what_knows_of_rows_gets_rows(family, options, seen):

@@ -97,6 +97,11 @@ class FlashEncoder(Encoder):
         """Return the name of FLASH's attention function."""
         return str(cfg.attention_activation_fn)
 
+    @property
+    def packable(self) -> bool:
+        """Whether only the attention and the pooling know of rows."""
+        return self.attention_packs()
+
     def forward(self, source: Tensor, lengths: SequenceLengths) -> Tensor:
         """Encode rows to one vector each.
 

@@ -145,9 +145,8 @@ class MegaEncoder(Encoder):
     @property
     def packable(self) -> bool:
         """Whether only the moving average, the attention and the pooling know of rows."""
-        functions = [layer.mega_layer.attention for layer in self.layers]
         whole = self.cfg.chunk_size <= 0 and not self.cfg.feature_dropout
-        return whole and all(function.packable for function in functions)
+        return whole and self.attention_packs()
 
     def forward(self, source: Tensor, lengths: SequenceLengths) -> Tensor:
         """Encode rows to one vector each.

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from fairseq.data import Dictionary
 from fairseq.modules import LayerNorm
 from torch import Tensor, nn
@@ -123,6 +124,18 @@ class TransformerEncoder(Encoder):
         """Return the name of the Transformer's attention function."""
         return "softmax"
 
+    @property
+    def packable(self) -> bool:
+        """Whether only the positions, the attention and the pooling know of rows."""
+        return self.attention_packs()
+
+    def _positions(self, source: Tensor, lengths: SequenceLengths) -> Tensor:
+        """Return the vectors of each position of a row (positions, dim)."""
+        if not lengths.packed:
+            return self.embed_positions(source.size(1))
+        table = self.embed_positions(max(lengths.host))
+        return torch.cat([table[:length] for length in lengths.host])
+
     def forward(self, source: Tensor, lengths: SequenceLengths) -> Tensor:
         """Encode rows to one vector each.
 
@@ -133,7 +146,7 @@ class TransformerEncoder(Encoder):
         Returns:
             (batch, dim), float32 or wider.
         """
-        x = self.embed_tokens(source) * self.embed_scale + self.embed_positions(source.size(1))
+        x = self.embed_tokens(source) * self.embed_scale + self._positions(source, lengths)
         if self.emb_layer_norm is not None:
             x = self.emb_layer_norm(x)
         x = dropout(x, self.cfg.dropout, self.training)

@@ -104,6 +104,11 @@ class RotaryTransformerEncoder(Encoder):
         """Return the name of the Transformer's attention function."""
         return "softmax"
 
+    @property
+    def packable(self) -> bool:
+        """Whether only the attention and the pooling know of rows: it rotates what it has."""
+        return self.attention_packs()
+
     def forward(self, source: Tensor, lengths: SequenceLengths) -> Tensor:
         """Encode each row to a vector.
 
