@@ -6,11 +6,9 @@ import numpy as np
 
 # measured on 2 CPU cores: what one more pass through the encoder costs, in positions
 PASS_COST = 600
-# of packed rows one more pass through what mixes positions
-PACKED_PASS_COST = 200
 
 
-def length_buckets(lengths: Sequence[int], packed: bool = False) -> list[list[int]]:
+def length_buckets(lengths: Sequence[int]) -> list[list[int]]:
     """Split a batch into buckets of similar lengths, each to be trimmed to its longest row.
 
     The cost of a bucket is its rows times its longest row, and ``PASS_COST`` for the pass itself;
@@ -18,13 +16,10 @@ def length_buckets(lengths: Sequence[int], packed: bool = False) -> list[list[in
 
     Args:
         lengths: valid positions of each row.
-        packed: whether only what mixes positions goes bucket by bucket, so that a pass costs
-            ``PACKED_PASS_COST``.
 
     Returns:
         Indices of the rows of each bucket, by falling length.
     """
-    pass_cost = PACKED_PASS_COST if packed else PASS_COST
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
     longest = np.array([lengths[row] for row in order])
     rows = np.arange(len(order) + 1)
@@ -32,7 +27,7 @@ def length_buckets(lengths: Sequence[int], packed: bool = False) -> list[list[in
     # begins
     best, cut = np.zeros(len(order) + 1, dtype=np.int64), [0]
     for end in range(1, len(order) + 1):
-        costs = best[:end] + (end - rows[:end]) * longest[:end] + pass_cost
+        costs = best[:end] + (end - rows[:end]) * longest[:end] + PASS_COST
         cut.append(int(costs.argmin()))
         best[end] = costs[cut[end]]
     buckets = []

@@ -46,8 +46,8 @@ from fairseq_csp.ops.kernels import implementation
 
 logger = logging.getLogger(__name__)
 
-# rows of up to so many positions are packed even where none is padded: there are many of them, and
-# the kernels take a row, or a part of one, at a time
+# rows of up to so many positions are packed even where none is padded, if the attention need not
+# take them apart: there are many of them, and the kernels take a row, or a part of one, at a time
 SHORT_ROWS = 512
 
 
@@ -91,10 +91,11 @@ class LRAEncoder(nn.Module):
             return graphed
         trim = self.trim and source.device.type == "cpu" and not torch.compiler.is_compiling()
         packed = trim and self.encoder.packable and implementation(source.device) == "native"
-        packed = packed and (not valid.full or positions <= SHORT_ROWS)
+        if valid.full:
+            packed = packed and positions <= SHORT_ROWS and self.encoder.attention_packs()
         if not trim or (valid.full and not packed):
             return self.encoder(source, valid)
-        buckets = length_buckets(valid.host, packed)
+        buckets = length_buckets(valid.host)
         apart = [[valid.host[row] for row in bucket] for bucket in buckets]
         if packed:
             rows = [source[row, : valid.host[row]] for bucket in buckets for row in bucket]

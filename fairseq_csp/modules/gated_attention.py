@@ -43,6 +43,8 @@ class GatedAttention(nn.Module):
 
     def attend(self, values: Tensor, shared: Tensor, lengths: SequenceLengths) -> Tensor:
         """Mix values (batch, channels, positions) by z (batch, query_dim, positions)."""
+        if lengths.packed and not self.attention.packable:
+            return lengths.by_bucket(self.attend, values, shared)
         if not self.query_dim:
             return self.attention(values, lengths)
         queries, keys = (

@@ -38,16 +38,16 @@ class PackedLengths(SequenceLengths):
         """Return a padded (rows, channels, positions) for each bucket of (1, channels, all)."""
         return unpack_rows(x, self.host, [len(bucket.host) for bucket in self.buckets])
 
-    def by_bucket(self, function: Callable[[Tensor, SequenceLengths], Tensor], x: Tensor) -> Tensor:
+    def by_bucket(self, function: Callable[..., Tensor], *x: Tensor) -> Tensor:
         """Apply to each bucket what keeps the number of positions.
 
         Args:
-            function: maps (rows, channels, positions) and their lengths to (rows, outputs,
-                positions).
-            x: (1, channels, positions of all rows).
+            function: maps one or several (rows, channels, positions), and after them their lengths,
+                to (rows, outputs, positions).
+            x: (1, channels, positions of all rows), each with channels of its own.
 
         Returns:
             (1, outputs, positions of all rows).
         """
-        parts = zip(self.unpack(x), self.buckets, strict=True)
-        return pack_rows([function(part, bucket) for part, bucket in parts], self.host)
+        parts = zip(*map(self.unpack, x), self.buckets, strict=True)
+        return pack_rows([function(*part) for part in parts], self.host)

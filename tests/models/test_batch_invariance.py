@@ -55,7 +55,6 @@ LENGTHS = [7, 1, 24, 13, 12, 2]
 )
 def test_alone_and_in_a_batch(family, options, keep_padding, monkeypatch):
     monkeypatch.setattr(length_buckets, "PASS_COST", 5)
-    monkeypatch.setattr(length_buckets, "PACKED_PASS_COST", 5)
     model = small(f"{family}_lra_imdb", keep_padding=keep_padding, **options).eval()
     batch, lengths = tokens(LENGTHS)
     # more padding than the longest row needs

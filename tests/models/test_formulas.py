@@ -151,7 +151,6 @@ def test_text(arch, options, monkeypatch):
     rows = [NaiveModel(model)(row[None, :n]) for row, n in zip(batch, lengths, strict=True)]
     # the last two are encoded together, the others alone
     monkeypatch.setattr(length_buckets, "PASS_COST", 3)
-    monkeypatch.setattr(length_buckets, "PACKED_PASS_COST", 3)
     assert length_buckets.length_buckets(lengths.tolist()) == [[1], [0, 3], [2]]
     assert_equal_to_formula(model, model(batch, lengths), torch.cat(rows))
     model.encoder.trim = False

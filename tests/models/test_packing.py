@@ -24,7 +24,7 @@ def seen(monkeypatch):
         return forward(module, *inputs, **named)
 
     monkeypatch.setattr(torch.nn.Module, "__call__", call)
-    monkeypatch.setattr(length_buckets, "PACKED_PASS_COST", 5)
+    monkeypatch.setattr(length_buckets, "PASS_COST", 5)
     return calls
 
 
@@ -41,7 +41,12 @@ def seen(monkeypatch):
         ("flash", {"csp_group_size": "full", "norm_type": "layernorm"}),
         ("transformer", {}),
         ("transformer", {"encoder_learned_pos": True, "tie_layer_weights": True}),
-        ("transformer", {"csp_group_size": "full", "sen_rep_type": "mp"}),
+        ("mega", {"attention": "softmax"}),
+        ("mega", {"attention": "relu2", "rel_pos_bias": "rotary"}),
+        ("mega", {"attention": "linear"}),
+        ("flash", {"attention": "laplace"}),
+        ("flash", {"attention": "fnet"}),
+        ("transformer", {"csp_group_size": "8", "sen_rep_type": "mp"}),
         ("transformer_rope", {"csp_group_size": "3"}),
     ],
     ids=str,
@@ -50,7 +55,7 @@ def test_equals_padded_rows(family, options, dtype, seen):
     results = []
     for keep_padding in (False, True):
         arch = f"{family}_lra_imdb"
-        model = small(arch, attention="csp", keep_padding=keep_padding, **options)
+        model = small(arch, keep_padding=keep_padding, **{"attention": "csp", **options})
         model.to(dtype).train()
         logits = model(*tokens(LENGTHS))
         logits.square().sum().backward()
@@ -73,11 +78,18 @@ def test_each_row_has_a_dropout_of_its_own(seen):
 
 
 @pytest.mark.parametrize(
-    ("lengths", "packed"),
-    [([5, 4], True), ([5, 5], True), ([SHORT_ROWS] * 2, True), ([SHORT_ROWS + 1] * 2, False)],
+    ("attention", "lengths", "packed"),
+    [
+        ("csp", [5, 4], True),
+        ("csp", [5, 5], True),
+        ("csp", [SHORT_ROWS] * 2, True),
+        ("csp", [SHORT_ROWS + 1] * 2, False),
+        ("softmax", [5, 4], True),
+        ("softmax", [5, 5], False),
+    ],
 )
-def test_rows_are_packed_where_some_are_padded_or_all_are_short(lengths, packed, seen):
-    model = small("mega_lra_imdb", attention="csp", max_positions=600).eval()
+def test_rows_are_packed_where_some_are_padded_or_all_are_short(attention, lengths, packed, seen):
+    model = small("mega_lra_imdb", attention=attention, max_positions=600).eval()
     model(*tokens(lengths))
     assert bool(seen) is packed
 
@@ -85,12 +97,11 @@ def test_rows_are_packed_where_some_are_padded_or_all_are_short(lengths, packed,
 @pytest.mark.parametrize(
     ("family", "options"),
     [
-        ("mega", {"attention": "softmax"}),
         ("mega", {"attention": "csp", "chunk_size": 6}),
         ("mega", {"attention": "csp", "feature_dropout": True}),
         ("mega", {"attention": "csp", "keep_padding": True}),
-        ("flash", {"attention": "relu2"}),
         ("transformer", {"attention": "softmax"}),
+        ("transformer", {"attention": "csp", "csp_group_size": "full"}),
         ("transformer_rope", {"attention": "linformer"}),
     ],
 )

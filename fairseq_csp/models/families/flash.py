@@ -62,6 +62,8 @@ class FlashEncoder(Encoder):
     """
 
     takes = (ValueAttention, QueryKeyAttention)
+    # only the attention and the pooling know of rows
+    packable = True
 
     def __init__(self, cfg: Any, dictionary: Dictionary | None) -> None:
         super().__init__()
@@ -96,11 +98,6 @@ class FlashEncoder(Encoder):
     def own_attention(cls, cfg: Any) -> str:
         """Return the name of FLASH's attention function."""
         return str(cfg.attention_activation_fn)
-
-    @property
-    def packable(self) -> bool:
-        """Whether only the attention and the pooling know of rows."""
-        return self.attention_packs()
 
     def forward(self, source: Tensor, lengths: SequenceLengths) -> Tensor:
         """Encode rows to one vector each.

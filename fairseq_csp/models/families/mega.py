@@ -145,8 +145,7 @@ class MegaEncoder(Encoder):
     @property
     def packable(self) -> bool:
         """Whether only the moving average, the attention and the pooling know of rows."""
-        whole = self.cfg.chunk_size <= 0 and not self.cfg.feature_dropout
-        return whole and self.attention_packs()
+        return self.cfg.chunk_size <= 0 and not self.cfg.feature_dropout
 
     def forward(self, source: Tensor, lengths: SequenceLengths) -> Tensor:
         """Encode rows to one vector each.

@@ -109,7 +109,8 @@ class AttentionFunction(nn.Module):
         refuses: functions whose options it fixes, so that their flags are an error beside it.
         graphable: whether its work follows from tensors alone, without numbers that are drawn,
             counted or looked at on the host: what ``--cuda-graphs`` needs.
-        packable: whether it takes rows that lie end to end, ``PackedLengths``.
+        packable: whether it takes rows that lie end to end, ``PackedLengths``; MEGA and FLASH take
+            them apart for the others.
         layer: index of the layer; a layer that is repeated sets it before each call.
     """
 

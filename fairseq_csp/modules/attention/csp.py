@@ -53,7 +53,6 @@ class CSPAttention(ValueAttention):
     """Channel-wise sample permutation, see :mod:`fairseq_csp.ops.csp`."""
 
     graphable = True
-    packable = True
 
     def __init__(self, context: AttentionContext, options: CSPOptions | None = None) -> None:
         super().__init__(context, options)
@@ -66,10 +65,13 @@ class CSPAttention(ValueAttention):
             "descending": self.options.descending,
         }
 
+    @property
+    def packable(self) -> bool:  # type: ignore[override]
+        """Whether the kernel sorts groups of this size, which takes rows end to end."""
+        return takes_packed(self.arguments["group_size"])
+
     def forward(self, values: Tensor, lengths: SequenceLengths) -> Tensor:
         """Permute (batch, channels, positions) within each row."""
-        if lengths.packed and not takes_packed(values, self.arguments["group_size"]):
-            return lengths.by_bucket(self.forward, values)
         return permute_channels(
             values, None if lengths.full else lengths.tensor, layer=self.layer, **self.arguments
         )

@@ -9,7 +9,6 @@ from torch import Tensor
 from fairseq_csp.ops.csp.native import LARGEST_GROUP
 from fairseq_csp.ops.csp.operators import csp_permute, csp_shifts
 from fairseq_csp.ops.csp.options import FULL, ORDERS, check_layer, check_options, sequence_lengths
-from fairseq_csp.ops.kernels import implementation
 
 
 def channel_wise_sample_permutation(
@@ -117,15 +116,13 @@ def permute_channels(
     return out
 
 
-def takes_packed(values: Tensor, group_size: int | str) -> bool:
-    """Whether :func:`permute_channels` takes sequences of these values that lie end to end.
+def takes_packed(group_size: int | str) -> bool:
+    """Whether :func:`permute_channels` takes sequences end to end, where kernels are native.
 
     Args:
-        values: (1, channels, positions), any floating dtype.
         group_size: positions in a sorted group, or ``"full"``.
     """
-    kernels = implementation(values.device) == "native"
-    return kernels and group_size != FULL and int(group_size) <= LARGEST_GROUP
+    return group_size != FULL and int(group_size) <= LARGEST_GROUP
 
 
 def permutation_matrix(
