@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import torch
+from fairseq.data import Dictionary
 
 from benchmarks.measure import Machine, best_times, keep_freed_memory
 from benchmarks.models import build_model, random_sample, training_step
@@ -27,11 +28,15 @@ COLUMNS = [
 ]
 
 
-def measured_row(lengths: list[int], machine: Machine, budget: float) -> list[float]:
-    """Measure steps of MEGA with CSP on rows of these lengths, alternately.
+def measured_row(
+    lengths: list[int], arch: str, attention: str, machine: Machine, budget: float
+) -> list[float]:
+    """Measure steps of a model on rows of these lengths, alternately.
 
     Args:
         lengths: of the rows.
+        arch: architecture of the model, one for text.
+        attention: its attention function.
         machine: where they run.
         budget: seconds.
 
@@ -40,11 +45,11 @@ def measured_row(lengths: list[int], machine: Machine, budget: float) -> list[fl
         many and hold as many tokens, but for rounding.
     """
     rows, tokens, longest = len(lengths), sum(lengths), max(lengths)
-    model = build_model("mega_lra_imdb", longest, attention="csp").to(machine.device)
+    model = build_model(arch, longest, attention=attention).to(machine.device)
     padded = random_sample(model, rows, longest)
     source = padded["net_input"]["src_tokens"]
     for row, length in enumerate(lengths):
-        source[row, length:] = model.encoder.encoder.padding
+        source[row, length:] = Dictionary().pad()
     padded["net_input"]["src_lengths"] = torch.tensor(lengths).to(machine.device)
     equal = random_sample(model, rows, round(tokens / rows))
     trimmed = training_step(model, padded)
@@ -77,6 +82,8 @@ def main(arguments: list[str]) -> None:
     )
     add = options.add_argument
     add("data", type=Path, help="prepared data, such as lra_data/imdb-4000")
+    add("--arch", default="mega_lra_imdb", help="architecture of the model")
+    add("--attention", default="csp", help="its attention function")
     add("--batch-size", type=positive, default=25, help="rows of a batch")
     add("--batches", type=positive, default=4, help="how many")
     add("--budget", type=float, default=30, help="seconds for each batch")
@@ -91,9 +98,9 @@ def main(arguments: list[str]) -> None:
     keep_freed_memory()
     chosen = random.Random(0).sample(range(len(examples)), args.batch_size * args.batches)
     batches = [chosen[first :: args.batches] for first in range(args.batches)]
+    lengths = [[int(examples.sizes[example]) for example in batch] for batch in batches]
     rows = [
-        measured_row([int(examples.sizes[example]) for example in batch], machine, args.budget)
-        for batch in batches
+        measured_row(batch, args.arch, args.attention, machine, args.budget) for batch in lengths
     ]
     cells = [[*(format(number, ",.0f") for number in row[:-1]), f"{row[-1]:.2f}"] for row in rows]
     mean = statistics.mean(row[-1] for row in rows)
