@@ -13,6 +13,7 @@ is changed on other processors, and where there is no compiler.
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -27,19 +28,29 @@ VARIABLE = "LD_PRELOAD"
 
 def environment() -> dict[str, str]:
     """Return what the environment of a process needs beside that of this one."""
-    if VARIABLE in os.environ:
-        return {}
-    library = _library()
+    library = _library() if is_held_back() else None
     return {VARIABLE: library} if library else {}
 
 
+def is_held_back() -> bool:
+    """Tell whether MKL does not use all of this processor's instructions, and this can be mended.
+
+    It is so where the processor is one of AMD with AVX-512, LD_PRELOAD is not set and there is a
+    compiler.
+    """
+    mendable = VARIABLE not in os.environ and shutil.which(_compiler()) is not None
+    return mendable and _concerns_processor()
+
+
+def _compiler() -> str:
+    return os.environ.get("CXX", "c++")
+
+
 def _library() -> str | None:
-    """Return the path of the library, compiled where it is not there; None where it is no use."""
-    if not (sys.platform.startswith("linux") and platform.machine() == "x86_64"):
-        return None
+    """Return the path of the library, compiled where it is not there; None without a compiler."""
     path = cache.directory() / "mkl.so"
     # the loader takes either for the end of a name
-    if not _is_held_back() or re.search(r"[\s:]", str(path)):
+    if re.search(r"[\s:]", str(path)):
         return None
     try:
         if not path.exists():
@@ -49,7 +60,9 @@ def _library() -> str | None:
     return str(path)
 
 
-def _is_held_back() -> bool:
+def _concerns_processor() -> bool:
+    if not (sys.platform.startswith("linux") and platform.machine() == "x86_64"):
+        return False
     try:
         processor = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -60,11 +73,10 @@ def _is_held_back() -> bool:
 
 def _compile(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    compiler = os.environ.get("CXX", "c++")
     with tempfile.TemporaryDirectory(dir=path.parent) as directory:
         made = Path(directory) / path.name
         subprocess.run(
-            [compiler, "-shared", "-fPIC", "-x", "c", "-o", str(made), "-"],
+            [_compiler(), "-shared", "-fPIC", "-x", "c", "-o", str(made), "-"],
             input=SOURCE,
             text=True,
             capture_output=True,
@@ -75,4 +87,4 @@ def _compile(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(f"{_library() or ''}\n")
+    sys.stdout.write(f"{(_library() if _concerns_processor() else None) or ''}\n")

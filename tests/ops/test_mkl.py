@@ -88,7 +88,7 @@ def test_what_is_preloaded_already_is_left_alone(processor, monkeypatch):
 def test_without_a_compiler_or_a_name_for_the_loader(processor, monkeypatch, tmp_path):
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert mkl.environment() == {}
-    assert list((tmp_path / "cache" / "fairseq_csp").iterdir()) == []
+    assert not (tmp_path / "cache").exists()
     monkeypatch.setenv("CXX", "false")
     assert mkl.environment() == {}
     monkeypatch.delenv("CXX")

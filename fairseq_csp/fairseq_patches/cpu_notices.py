@@ -1,7 +1,8 @@
-"""What ``--bf16`` and ``--amp`` cost on a processor is said before training.
+"""What makes a run slow on a processor, or has no effect there, is said before training.
 
-fairseq takes both without a word: bfloat16 on a processor without instructions for it makes a step
-many times as long, and its mixed precision is CUDA's alone.
+fairseq takes ``--bf16`` and ``--amp`` without a word: bfloat16 on a processor without instructions
+for it makes a step many times as long, and its mixed precision is CUDA's alone. And on processors
+of AMD products in float32 are slow unless the loader was told (``fairseq_csp/ops/mkl.py``).
 """
 
 import logging
@@ -11,6 +12,7 @@ from fairseq.dataclass.configs import CommonConfig, FairseqConfig
 from fairseq.trainer import Trainer
 
 from fairseq_csp.fairseq_patches import replaces
+from fairseq_csp.ops import mkl
 from fairseq_csp.processor import has_bfloat16
 
 logger = logging.getLogger(__name__)
@@ -18,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 @replaces(Trainer, "__init__")
 def init(self: Trainer, cfg: FairseqConfig, *arguments: object, **options: object) -> None:
-    """Make a trainer, and warn of what is slow or without effect on a CPU.
+    """Make a trainer, and tell what is slow or without effect on a CPU.
 
     Args:
         self: the trainer.
@@ -27,11 +29,17 @@ def init(self: Trainer, cfg: FairseqConfig, *arguments: object, **options: objec
         options: as fairseq's.
     """
     if cfg.common.cpu or not torch.cuda.is_available():
-        _warn(cfg.common)
+        _tell(cfg.common)
     init.original(self, cfg, *arguments, **options)
 
 
-def _warn(common: CommonConfig) -> None:
+def _tell(common: CommonConfig) -> None:
+    if not common.bf16 and torch.backends.mkl.is_available() and mkl.is_held_back():
+        logger.info(
+            "MKL leaves AVX-512 alone on this processor: with `export LD_PRELOAD=$(python -m "
+            "fairseq_csp.ops.mkl)` before the command, which train_lra.sh does by itself, matrix "
+            "products in float32 are about twice as fast; `export LD_PRELOAD=` silences this"
+        )
     if common.bf16 and not has_bfloat16():
         logger.warning(
             "--bf16: this processor has no instructions for bfloat16 (avx512_bf16 or amx_bf16), "
