@@ -36,12 +36,12 @@ FREE = {
     "model": ("dropout", "attention_dropout", "act_dropout", "feature_dropout", "keep_padding")
     + ("cuda_graphs", "apply_bert_init", "classifier_in_dim"),
     # the task compares those of pixels itself, which the data may give
-    "task": ("data", "seed", "no_shuffle", "tf32", "pixel_mean", "pixel_std"),
+    "task": ("data", "seed", "no_shuffle", "batch_by_length", "tf32", "pixel_mean", "pixel_std"),
 }
 # what may be changed on purpose in the course of a training
 CHANGEABLE = {
     "model": FREE["model"][:6],
-    "task": ("no_shuffle", "tf32"),
+    "task": ("no_shuffle", "batch_by_length", "tf32"),
     "criterion": ("label_smoothing",),
     "common": ("seed", "fp16", "bf16", "amp"),
     "dataset": ("batch_size", "max_tokens"),

@@ -358,7 +358,13 @@ class LRATask(FairseqTask):
         if self.cfg.no_shuffle:
             return dataset
         with data_utils.numpy_seed(self.cfg.seed):
-            return SortDataset(dataset, sort_order=[np.random.permutation(len(dataset))])
+            order = [np.random.permutation(len(dataset))]
+        # the last key counts most
+        return SortDataset(dataset, sort_order=order + ([sizes] if self.by_length(split) else []))
+
+    def by_length(self, split: str) -> bool:
+        """Whether the batches of a split are of examples of similar lengths."""
+        return False
 
     def max_positions(self) -> None:
         """Set no bound: a task cuts longer examples itself."""

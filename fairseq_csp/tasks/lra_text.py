@@ -34,6 +34,10 @@ class LRATextConfig(LRATaskConfig):
     sen_rep_type: POOLINGS = field(
         default="cls", metadata={"help": "cls puts a <CLS> in front of each example"}
     )
+    batch_by_length: bool = field(
+        default=False,
+        metadata={"help": "train on batches of similar lengths, which on a GPU is less padding"},
+    )
 
 
 @register_task("lra-text", dataclass=LRATextConfig)
@@ -49,6 +53,10 @@ class LRATextTask(LRATask):
         label_dictionary: the classes.
         kept: what a checkpoint keeps of the task, in the place of the data directory.
 
+    Raises:
+        UserError: the order of the examples is asked for in two ways, or the data directory is not
+            there.
+
     Attributes:
         tokenizer: what made symbols of a text: ``bytes``, ``sentencepiece``, or ``symbols`` (it
             consists of them); None where the data do not tell, as published ones.
@@ -63,6 +71,8 @@ class LRATextTask(LRATask):
         kept: Mapping[str, object] | None = None,
     ) -> None:
         super().__init__(cfg, kept)
+        if cfg.batch_by_length and cfg.no_shuffle:
+            raise UserError("--batch-by-length does not go with --no-shuffle: leave one out")
         self.dictionary = dictionary
         self.label_dictionary = label_dictionary
         self.cls = dictionary.add_symbol("<CLS>")
@@ -133,6 +143,13 @@ class LRATextTask(LRATask):
             sizes = sizes + sizes1
         self.datasets[split] = self.assemble(split, net_input, self._classes(split), sizes, source)
         logger.info(f"{split}: {len(sizes):,} examples, {sizes.mean():,.1f} symbols on average")
+
+    def by_length(self, split: str) -> bool:
+        """Whether the batches of a split are of examples of similar lengths.
+
+        Those of valid and test are not: ``--max-valid-steps`` takes the first ones.
+        """
+        return self.cfg.batch_by_length and split == "train"
 
     def _classes(self, split: str) -> np.ndarray:
         """Return the class (examples,) of each example.

@@ -1,6 +1,7 @@
 """Text of one or two documents an example."""
 
 import argparse
+import itertools
 import multiprocessing
 
 import numpy as np
@@ -214,3 +215,35 @@ def test_missing_data(tmp_path, pairs):
     task, _ = setup(pairs)
     with pytest.raises(UserError, match="has no split named nonsense"):
         task.load_dataset("nonsense")
+
+
+def batches_of(task, split, size):
+    task.load_dataset(split)
+    dataset = task.dataset(split)
+    iterator = task.get_batch_iterator(dataset, max_sentences=size, seed=1)
+    return [list(batch) for batch in iterator.frozen_batches], dataset
+
+
+def test_batches_by_length(tmp_path):
+    splits = {"train": 40, "valid": 9, "test": 3}
+    data = write_text(tmp_path / "data", longest=9, splits=splits)
+    found = []
+    for flags in ((), ("--batch-by-length",), ("--batch-by-length", "--seed", "2")):
+        task, _ = setup(data, *flags)
+        batches, dataset = batches_of(task, "train", 4)
+        assert sorted(sum(batches, [])) == list(range(splits["train"]))
+        ranges = sorted(
+            (dataset.sizes[0][rows].min(), dataset.sizes[0][rows].max()) for rows in batches
+        )
+        apart = all(one[1] <= other[0] for one, other in itertools.pairwise(ranges))
+        assert apart is bool(flags)
+        found.append((batches, batches_of(task, "valid", 4)[0]))
+    plain, by_length, by_other_seed = found
+    # valid stays as it is, and the seed chooses among equal lengths
+    assert by_length[1] == plain[1]
+    assert by_length[0] != by_other_seed[0]
+
+
+def test_batches_in_two_orders_are_refused(pairs):
+    with pytest.raises(UserError, match="--batch-by-length does not go with --no-shuffle"):
+        setup(pairs, "--batch-by-length", "--no-shuffle")
