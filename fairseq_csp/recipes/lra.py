@@ -209,12 +209,15 @@ LAPTOP: dict[str, list[dict[str, Any]]] = {
         {
             "name": "easy",
             "preparation": ("--generate", "--level", "easy", "--limit", "40000"),
-            "recipe": {"layers": 4, "lr": 0.001, "batch": 16, "updates": 3_000, "decay": 3_000},
+            "recipe": {
+                **{"layers": 4, "lr": 0.001, "warmup": 500, "batch": 16},
+                **{"updates": 3_500, "decay": 7_000},
+            },
             "flags": (*_SMALL_IMAGES, "--max-valid-steps", "125"),
         },
         {
             "name": "hard",
-            "recipe": {"layers": 4, "lr": 0.001, "batch": 16, "updates": 24_000, "decay": 24_000},
+            "recipe": {"layers": 4, "lr": 0.0006, "batch": 16, "updates": 22_000, "decay": 22_000},
             "flags": (*_SMALL_IMAGES, "--max-valid-steps", "125"),
         },
     ],
