@@ -8,6 +8,7 @@ import statistics
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from fairseq.data import Dictionary
 
@@ -17,6 +18,7 @@ from benchmarks.report import device_parser, markdown
 from fairseq_csp.data.tokens import load_tokens
 from fairseq_csp.errors import UserError
 from fairseq_csp.flags import positive
+from fairseq_csp.models.graphs import GRAIN
 
 COLUMNS = [
     "batch: tokens",
@@ -26,6 +28,7 @@ COLUMNS = [
     "equal lengths tokens/s",
     "ours / equal lengths",
 ]
+SHARES = ["batches", "no padding", f"no padding, by --cuda-graphs ({GRAIN})"]
 
 
 def measured_row(
@@ -67,6 +70,31 @@ def measured_row(
     return [tokens, longest, *speeds, speeds[0] / speeds[2]]
 
 
+def useful_shares(sizes: np.ndarray, rows: int) -> list[list[str]]:
+    """Count which part of the positions of all batches is no padding.
+
+    Args:
+        sizes: (examples,) positions of each example.
+        rows: of a batch.
+
+    Returns:
+        The cells of ``SHARES``.
+    """
+    permutation = np.random.default_rng(0).permutation(len(sizes))
+    orders = {
+        "in random order": permutation,
+        "--batch-by-length": np.lexsort([permutation, sizes]),
+    }
+    cells = []
+    for name, order in orders.items():
+        batches = np.split(sizes[order], range(rows, len(sizes), rows))
+        longest = np.array([batch.max() for batch in batches])
+        counts = np.array([len(batch) for batch in batches])
+        padded = [(counts * (-(-longest // unit) * unit)).sum() for unit in (1, GRAIN)]
+        cells.append([name, *(f"{sizes.sum() / positions:.2f}" for positions in padded)])
+    return cells
+
+
 def main(arguments: list[str]) -> None:
     """Measure and print a table; see ``--help``.
 
@@ -104,7 +132,9 @@ def main(arguments: list[str]) -> None:
     ]
     cells = [[*(format(number, ",.0f") for number in row[:-1]), f"{row[-1]:.2f}"] for row in rows]
     mean = statistics.mean(row[-1] for row in rows)
-    sys.stdout.write(markdown(COLUMNS, cells) + f"\nmean of the last column: {mean:.2f}\n")
+    sys.stdout.write(markdown(COLUMNS, cells) + f"\nmean of the last column: {mean:.2f}\n\n")
+    sizes = np.asarray(examples.sizes)
+    sys.stdout.write(markdown(SHARES, useful_shares(sizes, args.batch_size)))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from argparse import Namespace
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -299,7 +300,8 @@ def test_padding(tiny_listops):
     command += ["--batches", "2", "--budget", "0", "--threads", "1", "--device", "cpu"]
     answer = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert answer.returncode == 0, answer.stderr
-    head, _, *rows = table_rows(answer.stdout)
+    measured, _, rest = answer.stdout.partition("mean of the last column: ")
+    head, _, *rows = table_rows(measured)
     assert head == padding.COLUMNS
     assert len(rows) == 2
     rates = []
@@ -308,5 +310,16 @@ def test_padding(tiny_listops):
         assert longest < tokens <= 3 * longest
         rates.append(float(row[-1]))
         assert rates[-1] == pytest.approx(trimmed / equal, abs=0.01, rel=0.05)
-    mean = float(answer.stdout.rpartition(": ")[2])
-    assert mean == pytest.approx(sum(rates) / 2, abs=0.011)
+    assert float(rest.split()[0]) == pytest.approx(sum(rates) / 2, abs=0.011)
+    head, _, *shares = table_rows(rest)
+    assert head == padding.SHARES
+    (_, plain, grained), (_, by_length, _) = shares
+    assert float(grained) < float(plain) < float(by_length) <= 1
+
+
+def test_shares_of_positions_that_are_no_padding():
+    sizes = np.array([10, 300, 10, 300, 10, 300])
+    plain, by_length = padding.useful_shares(sizes, rows=3)
+    # three rows of 10 and three of 300, and those padded to 256 and 512
+    assert by_length[1:] == ["1.00", f"{930 / (3 * 256 + 3 * 512):.2f}"]
+    assert plain[1:] == [f"{930 / 1800:.2f}", f"{930 / (6 * 512):.2f}"]
