@@ -122,18 +122,21 @@ struct Dropout {
 
   // The factors of the numbers from position first on, 0 or the scale.
   void factors(int64_t first, float* to) const {
+    // copies, which what is written cannot change: else the loops are not vectorised everywhere
+    const uint32_t own = key, least = threshold;
+    const float kept = scale;
     uint32_t bits[kBlock / 2];
     for (int j = 0; j < kBlock / 2; ++j) {
-      uint32_t x = (uint32_t(first) / 2 + j) * 0x9E3779B1u + key;
+      uint32_t x = (uint32_t(first) / 2 + j) * 0x9E3779B1u + own;
       x = (x ^ x >> 16) * 0x7FEB352Du;
       x = (x ^ x >> 15) * 0x846CA68Bu;
-      x = (x ^ x >> 16) + key;
+      x = (x ^ x >> 16) + own;
       x = (x ^ x >> 15) * 0x2C1B3C6Du;
       bits[j] = x ^ x >> 16;
     }
     for (int j = 0; j < kBlock / 2; ++j) {
-      to[j] = (bits[j] & 0xFFFF) < threshold ? 0.f : scale;
-      to[j + kBlock / 2] = bits[j] >> 16 < threshold ? 0.f : scale;
+      to[j] = (bits[j] & 0xFFFF) < least ? 0.f : kept;
+      to[j + kBlock / 2] = bits[j] >> 16 < least ? 0.f : kept;
     }
   }
 };

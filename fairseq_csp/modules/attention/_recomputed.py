@@ -9,6 +9,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from fairseq_csp.modules.lengths import SequenceLengths
 from fairseq_csp.ops.dropout import draw_seed, drop_by_seed
+from fairseq_csp.ops.scores import dropped_weights, dropped_weights_backward, has_kernel
 
 # scores of a block for each thread of a CPU: 4 MiB in float32, about a core's cache
 SCORES_OF_THREAD = 1 << 20
@@ -36,6 +37,7 @@ def _one_by_one(device: torch.device) -> bool:
 
 def attend_in_blocks(
     function: Weights,
+    kernel: str | None,
     lengths: SequenceLengths,
     values: Tensor,
     queries: Tensor,
@@ -52,6 +54,7 @@ def attend_in_blocks(
         function: f, of scores (batch, queries, keys) and lengths; gives the weights, none for
             padded keys. It must have no parameters, and a query's weights must depend on its own
             scores alone.
+        kernel: its name among ``fairseq_csp.ops.scores.KINDS``; None without one.
         lengths: valid positions of each sequence.
         values: (batch, channels, positions), any floating dtype.
         queries: (batch, width, positions), scaled, the dtype of the values.
@@ -70,7 +73,7 @@ def attend_in_blocks(
     line = None if line is None else line.to(queries.dtype)
     values, queries, keys = (x.contiguous() for x in (values, queries, keys))
     with torch.autocast(device, enabled=False):
-        return _Attend.apply(values, queries, keys, line, function, lengths, p)
+        return _Attend.apply(values, queries, keys, line, function, kernel, lengths, p)
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,41 @@ def _blocks(lengths: SequenceLengths, batch: int) -> Iterator[_Block]:
             yield _Block(sequences, part, slice(query, min(query + count, longest)))
 
 
+@dataclass(frozen=True)
+class _DroppedWeights:
+    """``dropout(f(scores))``, by a kernel where there is one, which writes over the scores.
+
+    Attributes:
+        function: f.
+        kernel: its name there, or None.
+        p: probability of dropping a weight.
+    """
+
+    function: Weights
+    kernel: str | None
+    p: float
+
+    def __call__(self, scores: Tensor, lengths: SequenceLengths, seed: Tensor | None) -> Tensor:
+        """Return the weights (batch, queries, keys), the scores' dtype or wider."""
+        if has_kernel(self.kernel, scores):
+            return dropped_weights(self.kernel, scores, lengths.host, self.p, seed)
+        weights = self.function(scores, lengths)
+        return weights if seed is None else drop_by_seed(weights, self.p, seed)
+
+    def backward(
+        self, scores: Tensor, grad: Tensor, lengths: SequenceLengths, seed: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the weights again, and the scores' gradient from theirs."""
+        if has_kernel(self.kernel, scores):
+            return dropped_weights_backward(self.kernel, scores, grad, lengths.host, self.p, seed)
+        with torch.enable_grad():
+            weights = self.function(scores.requires_grad_(), lengths)
+        used, grad = weights.detach(), grad.to(weights.dtype)
+        if seed is not None:
+            used, grad = (drop_by_seed(x, self.p, seed) for x in (used, grad))
+        return used, *torch.autograd.grad(weights, scores, grad)
+
+
 class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -141,18 +179,18 @@ class _Attend(torch.autograd.Function):
         keys: Tensor,
         line: Tensor | None,
         function: Weights,
+        kernel: str | None,
         lengths: SequenceLengths,
         p: float,
     ) -> Tensor:
         ctx.save_for_backward(values, queries, keys, *(() if line is None else (line,)))
-        ctx.function, ctx.lengths, ctx.p = function, lengths, p
+        ctx.weights, ctx.lengths = _DroppedWeights(function, kernel, p), lengths
         ctx.seeds = []
         out = torch.empty_like(values) if lengths.full else torch.zeros_like(values)
         for block in _blocks(lengths, len(values)):
-            weights = function(block.scores(queries, keys, line), block.lengths)
-            if p:
-                ctx.seeds.append(draw_seed())
-                weights = drop_by_seed(weights, p, ctx.seeds[-1])
+            ctx.seeds.append(draw_seed() if p else None)
+            scores = block.scores(queries, keys, line)
+            weights = ctx.weights(scores, block.lengths, ctx.seeds[-1])
             weights = weights.to(values.dtype).transpose(1, 2)
             block.of_queries(out).copy_(torch.bmm(block.of_keys(values), weights).flip(2))
         return out
@@ -167,19 +205,13 @@ class _Attend(torch.autograd.Function):
         grad_queries = torch.zeros_like(queries)
         grad_line = None if line is None else torch.zeros_like(line, dtype=wide)
         for index, block in enumerate(_blocks(ctx.lengths, len(values))):
-            scores = block.scores(queries, keys, line).requires_grad_()
-            with torch.enable_grad():
-                weights = ctx.function(scores, block.lengths)
+            scores = block.scores(queries, keys, line)
             incoming = block.of_queries(grad).flip(2)
             grad_weights = torch.bmm(incoming.transpose(1, 2), block.of_keys(values))
-            grad_weights = grad_weights.to(weights.dtype)
-            used = weights.detach()
-            if ctx.p:
-                used, grad_weights = (
-                    drop_by_seed(x, ctx.p, ctx.seeds[index]) for x in (used, grad_weights)
-                )
+            used, grad_scores = ctx.weights.backward(
+                scores, grad_weights, block.lengths, ctx.seeds[index]
+            )
             _add_product(block.of_keys(grad_values), incoming, used.to(values.dtype))
-            (grad_scores,) = torch.autograd.grad(weights, scores, grad_weights)
             product = torch.bmm(block.of_keys(keys), grad_scores.transpose(1, 2))
             block.of_queries(grad_queries).copy_(product.flip(2))
             _add_product(block.of_keys(grad_keys), block.of_queries(queries).flip(2), grad_scores)
@@ -192,7 +224,7 @@ class _Attend(torch.autograd.Function):
             grad_queries,
             grad_keys.to(keys.dtype),
             grad_line,
-            *(None,) * 3,
+            *(None,) * 4,
         )
 
 

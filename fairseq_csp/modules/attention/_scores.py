@@ -51,7 +51,8 @@ class ScoreAttention(QueryKeyAttention):
             line = bias.line(positions) if isinstance(bias, SimpleRelativeBias) else None
             if isinstance(bias, RotaryRelativeBias):
                 queries, keys = with_rotary_bias(queries, keys, bias)
-            return attend_in_blocks(self.weights, lengths, values, queries, keys, line, p)
+            weights = self.weights, self.kernel()
+            return attend_in_blocks(*weights, lengths, values, queries, keys, line, p)
         size = max(1, MOST_SCORES // (batch * positions))
         if size >= positions or not self.blocks_of_queries:
             return self._block(values, lengths, queries, keys, bias, 0)
@@ -120,6 +121,10 @@ class ScoreAttention(QueryKeyAttention):
         """
         raise NotImplementedError
 
+    def kernel(self) -> str | None:
+        """Return what of ``fairseq_csp.ops.scores.KINDS`` gives the same weights, if any does."""
+        return getattr(self.weights, "kernel", None)
+
     def weights(self, scores: Tensor, lengths: SequenceLengths) -> Tensor:
         """Return the attention weights; none for padded keys.
 
@@ -131,6 +136,20 @@ class ScoreAttention(QueryKeyAttention):
             (batch, queries, keys), the dtype of the scores or wider.
         """
         raise NotImplementedError
+
+
+def has_kernel_as(kind: str) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+    """Mark a method of which a kernel gives the numbers; one that overrides it has no mark.
+
+    Args:
+        kind: one of ``fairseq_csp.ops.scores.KINDS``.
+    """
+
+    def mark(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        method.kernel = kind
+        return method
+
+    return mark
 
 
 def with_rotary_bias(queries: Tensor, keys: Tensor, bias: nn.Module) -> tuple[Tensor, Tensor]:
@@ -174,6 +193,11 @@ class ElementwiseAttention(ScoreAttention):
     def weights(self, scores: Tensor, lengths: SequenceLengths) -> Tensor:
         """Return the function of each score, 0 for padded keys, in the scores' shape and dtype."""
         return lengths.zero_padding(self.function(scores))
+
+    def kernel(self) -> str | None:
+        """Return what of ``fairseq_csp.ops.scores.KINDS`` gives the same weights, if any does."""
+        plain = type(self).weights is ElementwiseAttention.weights
+        return getattr(self.function, "kernel", None) if plain else None
 
     def function(self, scores: Tensor) -> Tensor:
         """Return the weight of each score.

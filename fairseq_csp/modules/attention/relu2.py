@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fairseq_csp.modules.attention import register_attention
-from fairseq_csp.modules.attention._scores import ElementwiseAttention
+from fairseq_csp.modules.attention._scores import ElementwiseAttention, has_kernel_as
 
 
 @register_attention("relu2")
@@ -13,6 +13,7 @@ class SquaredReluAttention(ElementwiseAttention):
 
     graphable = True
 
+    @has_kernel_as("relu2")
     def function(self, scores: Tensor) -> Tensor:
         """Return ``max(x, 0)^2``, in the shape and dtype of the scores."""
         return F.relu(scores).square()

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from fairseq_csp.modules.attention import register_attention
 from fairseq_csp.modules.attention._scores import (
     ScoreAttention,
+    has_kernel_as,
     softmax_of_valid,
     with_rotary_bias,
 )
@@ -63,6 +64,7 @@ class SoftmaxAttention(ScoreAttention):
         """Return ``1/sqrt(Z)`` for queries (batch, Z, positions)."""
         return queries.size(1) ** -0.5
 
+    @has_kernel_as("softmax")
     def weights(self, scores: Tensor, lengths: SequenceLengths) -> Tensor:
         """Return the softmax over the valid keys, (batch, queries, keys) in float32 or wider."""
         return softmax_of_valid(scores, lengths)

@@ -1,0 +1,71 @@
+"""Attention weights of a block of scores, and their gradient, by the CPU kernels (``scores.cpp``).
+
+Beside the formula, which each attention function gives, one pass takes the place of the function,
+its masks, dropout and all that autograd keeps of them.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fairseq_csp.ops.kernels import native_operators
+
+# what has a kernel
+KINDS = ("softmax", "laplace", "relu2")
+
+
+def has_kernel(kind: str | None, scores: Tensor) -> bool:
+    """Whether the kernels serve.
+
+    Args:
+        kind: one of ``KINDS``, or another function or None, which have none.
+        scores: (batch, queries, keys).
+    """
+    narrow = scores.dtype in (torch.float32, torch.bfloat16)
+    return kind in KINDS and narrow and native_operators(scores) is not None
+
+
+def dropped_weights(
+    kind: str, scores: Tensor, lengths: Sequence[int], p: float, seed: Tensor | None
+) -> Tensor:
+    """Turn scores into ``dropout(f(scores))``, in their place; none for padded keys.
+
+    Args:
+        kind: f, one of ``KINDS``; of Laplace with the published mean and deviation.
+        scores: (batch, queries, keys) with the bias, contiguous, float32 or bfloat16, of a CPU.
+        lengths: valid keys of each sequence of the batch.
+        p: probability of dropping a weight.
+        seed: from :func:`fairseq_csp.ops.dropout.draw_seed`; None where nothing is dropped.
+
+    Returns:
+        The scores' tensor.
+    """
+    torch.ops.fairseq_csp_native.score_weights_(scores, lengths, kind, p, seed)
+    return scores
+
+
+def dropped_weights_backward(
+    kind: str,
+    scores: Tensor,
+    grad: Tensor,
+    lengths: Sequence[int],
+    p: float,
+    seed: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Turn scores into the same weights, and the gradient of those into the scores', in place.
+
+    Args:
+        kind: as for :func:`dropped_weights`, like the others.
+        scores: (batch, queries, keys), the same as there.
+        grad: the gradient of the weights, of their shape and dtype, contiguous.
+        lengths: valid keys of each sequence of the batch.
+        p: probability of dropping a weight.
+        seed: the same as there.
+
+    Returns:
+        The scores' tensor and that of the gradient.
+    """
+    backward = torch.ops.fairseq_csp_native.score_weights_backward_
+    backward(scores, grad, lengths, kind, p, seed)
+    return scores, grad
