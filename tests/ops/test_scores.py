@@ -7,7 +7,13 @@ from fairseq_csp.modules.attention import AttentionContext, make_attention
 from fairseq_csp.modules.attention.laplace import LaplaceAttention
 from fairseq_csp.modules.lengths import SequenceLengths
 from fairseq_csp.ops.dropout import drop_by_seed
-from fairseq_csp.ops.scores import KINDS, dropped_weights, dropped_weights_backward, has_kernel
+from fairseq_csp.ops.scores import (
+    KINDS,
+    add_diagonals,
+    dropped_weights,
+    dropped_weights_backward,
+    has_kernel,
+)
 from tests.helpers.kernels import use_implementation
 
 # of several blocks of 64 and of a part of one
@@ -125,3 +131,19 @@ def test_a_function_that_is_overridden_has_none():
 def test_lengths_that_do_not_fit(lengths, message):
     with pytest.raises(RuntimeError, match=message):
         dropped_weights("softmax", torch.zeros(2, 2, 3), lengths, 0.0, None)
+
+
+@pytest.mark.parametrize("kernels", ["native", "reference"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [(1, 3, 2000), (2, 70, 5), (3, 1, 1)], ids=str)
+def test_diagonals(shape, dtype, kernels, monkeypatch):
+    use_implementation(kernels, monkeypatch)
+    generator = torch.Generator().manual_seed(0)
+    pairs = torch.randn(shape, generator=generator).to(dtype)
+    rows, columns = shape[1:]
+    wide = torch.promote_types(dtype, torch.float32)
+    line = torch.ones(rows + columns - 1, dtype=wide)
+    add_diagonals(line, pairs)
+    turned = pairs.to(wide).sum(0).flip(0)
+    sums = [turned.diagonal(k).sum() for k in range(1 - rows, columns)]
+    torch.testing.assert_close(line, 1 + torch.stack(sums), rtol=1e-5, atol=1e-5)

@@ -9,7 +9,12 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from fairseq_csp.modules.lengths import SequenceLengths
 from fairseq_csp.ops.dropout import draw_seed, drop_by_seed
-from fairseq_csp.ops.scores import dropped_weights, dropped_weights_backward, has_kernel
+from fairseq_csp.ops.scores import (
+    add_diagonals,
+    dropped_weights,
+    dropped_weights_backward,
+    has_kernel,
+)
 
 # scores of a block for each thread of a CPU: 4 MiB in float32, about a core's cache
 SCORES_OF_THREAD = 1 << 20
@@ -216,7 +221,7 @@ class _Attend(torch.autograd.Function):
             block.of_queries(grad_queries).copy_(product.flip(2))
             _add_product(block.of_keys(grad_keys), block.of_queries(queries).flip(2), grad_scores)
             if grad_line is not None:
-                block.of_line(grad_line).add_(_sum_of_diagonals(grad_scores, wide))
+                add_diagonals(block.of_line(grad_line), grad_scores)
         if grad_line is not None:
             grad_line = grad_line.to(line.dtype)
         return (
@@ -234,14 +239,3 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
         total.baddbmm_(a, b)
     else:
         total.add_(torch.bmm(a, b))
-
-
-def _sum_of_diagonals(pairs: Tensor, dtype: torch.dtype) -> Tensor:
-    """Sum (batch, rows, columns) over the batch and each j + i: (rows + columns - 1,)."""
-    _, rows, columns = pairs.shape
-    total = pairs[0].to(dtype) if len(pairs) == 1 else pairs.sum(0, dtype=dtype)
-    # each row begins one further to the right, so that a diagonal is a column
-    width = rows + columns
-    shifted = total.new_zeros(rows, width)
-    shifted.as_strided((rows, columns), (width + 1, 1)).copy_(total)
-    return shifted.sum(0)[:-1]

@@ -69,3 +69,23 @@ def dropped_weights_backward(
     backward = torch.ops.fairseq_csp_native.score_weights_backward_
     backward(scores, grad, lengths, kind, p, seed)
     return scores, grad
+
+
+def add_diagonals(line: Tensor, pairs: Tensor) -> None:
+    """Add to each entry of a line the sum of a diagonal of pairs, over the batch too.
+
+    Args:
+        line: (rows + columns - 1,), changed: entry ``i + j`` is for row i and column j.
+        pairs: (batch, rows, columns), any floating dtype.
+    """
+    serves = pairs.dtype in (torch.float32, torch.bfloat16) and line.dtype == torch.float32
+    if serves and pairs.is_contiguous() and (kernels := native_operators(pairs)):
+        kernels.add_diagonals_(line, pairs)
+        return
+    _, rows, columns = pairs.shape
+    total = pairs[0].to(line.dtype) if len(pairs) == 1 else pairs.sum(0, dtype=line.dtype)
+    # each row begins one further to the right, so that a diagonal is a column
+    width = rows + columns
+    shifted = total.new_zeros(rows, width)
+    shifted.as_strided((rows, columns), (width + 1, 1)).copy_(total)
+    line.add_(shifted.sum(0)[:-1])

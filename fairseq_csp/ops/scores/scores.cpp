@@ -1,5 +1,5 @@
 // Attention weights on the CPU: from a block of scores what multiplies the values, dropout
-// included, and back. Both in place, a query at a time, so that a block is read and written once.
+// included, and back, to the bias of each distance too. Both in place, a query at a time, so that a block is read and written once.
 //
 // Scores are (batch, queries, keys), contiguous, float32 or bfloat16; all is computed in float32.
 
@@ -265,6 +265,27 @@ void score_weights_backward_(
   });
 }
 
+// line[i + j] += pairs[b, i, j], each thread for a part of the line
+void add_diagonals_(Tensor& line, const Tensor& pairs) {
+  TORCH_CHECK(pairs.dim() == 3 && pairs.is_contiguous(), "pairs must be (batch, rows, columns), contiguous");
+  const int64_t rows = pairs.size(1), columns = pairs.size(2);
+  TORCH_CHECK(line.scalar_type() == at::kFloat && line.dim() == 1 && line.stride(0) == 1 &&
+      line.size(0) == rows + columns - 1, "the line must be rows + columns - 1 of float32");
+  by_dtype(pairs, [&](auto example) {
+    using T = decltype(example);
+    const T* const all = pairs.const_data_ptr<T>();
+    float* const to = line.data_ptr<float>();
+    at::parallel_for(0, line.size(0), 1024, [&](int64_t begin, int64_t end) {
+      for (int64_t row = 0; row < pairs.size(0) * rows; ++row) {
+        const int64_t i = row % rows, first = std::max(begin - i, int64_t(0));
+        const T* const from = all + row * columns;
+        float* const sums = to + i;
+        for (int64_t j = first; j < std::min(end - i, columns); ++j) sums[j] += float(from[j]);
+      }
+    });
+  });
+}
+
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(fairseq_csp_native, library) {
@@ -273,6 +294,8 @@ TORCH_LIBRARY_FRAGMENT(fairseq_csp_native, library) {
   library.def(
       "score_weights_backward_(Tensor(a!) scores, Tensor(b!) grad, int[] lengths, str kind, "
       "float p, Tensor? seed) -> ()");
+  library.def("add_diagonals_(Tensor(a!) line, Tensor pairs) -> ()");
+  library.impl("add_diagonals_", c10::DispatchKey::CPU, TORCH_FN(add_diagonals_));
   library.impl("score_weights_", c10::DispatchKey::CPU, TORCH_FN(score_weights_));
   library.impl("score_weights_backward_", c10::DispatchKey::CPU, TORCH_FN(score_weights_backward_));
 }
