@@ -15,6 +15,7 @@ from fairseq_csp.modules.attention.sigmoid import SigmoidAttention
 from fairseq_csp.modules.attention.softmax import SoftmaxAttention
 from fairseq_csp.modules.lengths import SequenceLengths
 from fairseq_csp.modules.relative_bias import build_relative_bias
+from tests.helpers.kernels import use_implementation
 
 POSITIONS = 11
 FUNCTIONS = ["softmax", "relu2", "laplace", "sigmoid"]
@@ -177,3 +178,19 @@ def test_no_matrix_of_all_pairs(name, kind, p, monkeypatch):
         attention(inputs[0], lengths, *inputs[1:], bias).sum().backward()
     assert 100 * 8 <= largest.numbers < 100 * 100 / 4
     assert all(x.grad.abs().sum() > 0 for x in inputs)
+
+
+@pytest.mark.parametrize(
+    ("kernels", "name", "shape", "pay"),
+    [
+        ("native", "laplace", (1, 4, 513), True),
+        ("native", "laplace", (9, 4, 512), False),
+        ("native", "sigmoid", (1, 4, 513), False),
+        ("reference", "laplace", (1, 4, 513), False),
+        ("reference", "laplace", (17, 4, 512), True),
+    ],
+)
+def test_where_blocks_pay(kernels, name, shape, pay, monkeypatch):
+    use_implementation(kernels, monkeypatch)
+    kernel = make_attention(name, AttentionContext(5, 4), {}).kernel()
+    assert _recomputed.blocks_pay(torch.empty(shape), kernel) is pay

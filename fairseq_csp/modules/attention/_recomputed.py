@@ -20,15 +20,25 @@ from fairseq_csp.ops.scores import (
 SCORES_OF_THREAD = 1 << 20
 # on a GPU, where a call costs more
 SCORES_ON_DEVICE = 1 << 25
-# up to so many scores blocks take as long on a CPU as all at once, or a tenth longer
-FEW_SCORES = 1 << 22
+# up to so many scores blocks take as long on a CPU as all at once, or a tenth longer; with a kernel
+# up to so many positions of a sequence, whatever their number
+FEW_SCORES, FEW_POSITIONS = 1 << 22, 512
 
 Weights = Callable[[Tensor, SequenceLengths], Tensor]
 
 
-def blocks_pay(scores: int, device: torch.device) -> bool:
-    """Tell whether so many scores are better computed in blocks, and again, than kept."""
-    return scores > (FEW_SCORES if _one_by_one(device) else SCORES_ON_DEVICE)
+def blocks_pay(queries: Tensor, kernel: str | None) -> bool:
+    """Tell whether all scores are better computed in blocks, and again, than kept.
+
+    Args:
+        queries: (batch, width, positions), as many as keys.
+        kernel: as :func:`attend_in_blocks` takes it.
+    """
+    batch, _, positions = queries.shape
+    scores = batch * positions**2
+    if not _one_by_one(queries.device):
+        return scores > SCORES_ON_DEVICE
+    return scores > FEW_SCORES or (positions > FEW_POSITIONS and has_kernel(kernel, queries))
 
 
 def _scores_together(device: torch.device) -> int:

@@ -44,7 +44,7 @@ class ScoreAttention(QueryKeyAttention):
         queries = queries * self.scale(queries, lengths)
         # luna's few packed vectors are queries or keys of their own number
         square = queries.size(2) == positions
-        many = square and blocks_pay(batch * positions**2, values.device)
+        many = square and blocks_pay(queries, self.kernel())
         known = bias is None or isinstance(bias, SimpleRelativeBias | RotaryRelativeBias)
         if self.of_scores_alone and known and many and not torch.compiler.is_compiling():
             p = self.context.dropout if self.training else 0.0

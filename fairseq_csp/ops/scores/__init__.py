@@ -9,21 +9,23 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fairseq_csp.ops.kernels import native_operators
+from fairseq_csp.ops.kernels import implementation, native_operators
 
 # what has a kernel
 KINDS = ("softmax", "laplace", "relu2")
 
 
-def has_kernel(kind: str | None, scores: Tensor) -> bool:
+def has_kernel(kind: str | None, like: Tensor) -> bool:
     """Whether the kernels serve.
 
     Args:
         kind: one of ``KINDS``, or another function or None, which have none.
-        scores: (batch, queries, keys).
+        like: a tensor of the scores' dtype and device.
     """
-    narrow = scores.dtype in (torch.float32, torch.bfloat16)
-    return kind in KINDS and narrow and native_operators(scores) is not None
+    narrow = like.dtype in (torch.float32, torch.bfloat16)
+    if kind not in KINDS or not narrow or torch.compiler.is_compiling():
+        return False
+    return like.device.type == "cpu" and implementation(like.device) == "native"
 
 
 def dropped_weights(
