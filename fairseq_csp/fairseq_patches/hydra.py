@@ -10,7 +10,8 @@ from dataclasses import fields
 
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_NAME_REGISTRY, MODEL_DATACLASS_REGISTRY
 from fairseq.tasks import TASK_DATACLASS_REGISTRY
-from hydra.core.utils import JobReturn, JobStatus
+from hydra._internal import utils as hydra_utils
+from hydra.core.utils import JobReturn
 from omegaconf import DictConfig, open_dict
 
 from fairseq_csp.errors import UserError
@@ -66,14 +67,27 @@ def _set_missing(group: DictConfig, flags: type, values: Mapping[str, object]) -
             group[field.name] = values[field.name]
 
 
-_return_value = JobReturn.return_value
+def _end_in_a_sentence() -> None:
+    """Let hydra end with the sentence of a user's error, as the version in use passes errors on."""
+    given = getattr(JobReturn, "return_value", None)
+    if isinstance(given, property):
+
+        def told(job: JobReturn) -> object:
+            if isinstance(job._return_value, UserError):
+                raise SystemExit(str(job._return_value))
+            return given.fget(job)
+
+        JobReturn.return_value = property(told, given.fset)
+        return
+    # before 1.1 (on Python 3.10) errors are printed where they arrive
+    printed = hydra_utils.print_exception
+
+    def print_exception(*arguments: object, value: Exception, **others: object) -> None:
+        if isinstance(value, UserError):
+            raise SystemExit(str(value))
+        printed(*arguments, value=value, **others)
+
+    hydra_utils.print_exception = print_exception
 
 
-def _told(job: JobReturn) -> object:
-    """Return what a run gave, or end with the sentence that it ended in."""
-    if job.status == JobStatus.FAILED and isinstance(job._return_value, UserError):
-        raise SystemExit(str(job._return_value))
-    return _return_value.fget(job)
-
-
-JobReturn.return_value = property(_told, _return_value.fset)
+_end_in_a_sentence()

@@ -200,14 +200,12 @@ def _shift_each(values: Tensor, lengths: Tensor, shifts: Tensor, back: bool) -> 
     """Shift sequences of different lengths (sequences, 1): each is two windows of a line."""
     batch, channels, positions = values.shape
     windows = torch.nn.functional.pad(values, (positions, positions)).unfold(2, positions, 1)
-    index = (
-        torch.arange(batch, device=values.device)[:, None],
-        torch.arange(channels, device=values.device),
-    )
+    row = torch.arange(batch, device=values.device)[:, None]
+    channel = torch.arange(channels, device=values.device)
     # so many of the sequence's last come first
     moved = lengths - shifts if back else shifts
-    last = windows[(*index, positions + lengths - moved)]
-    rest = windows[(*index, positions - moved)]
+    last = windows[row, channel, positions + lengths - moved]
+    rest = windows[row, channel, positions - moved]
     position = torch.arange(positions, device=values.device)
     return torch.where(position < moved.unsqueeze(2), last, rest)
 
