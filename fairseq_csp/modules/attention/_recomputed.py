@@ -166,8 +166,8 @@ class _DroppedWeights:
 
     def __call__(self, scores: Tensor, lengths: SequenceLengths, seed: Tensor | None) -> Tensor:
         """Return the weights (batch, queries, keys), the scores' dtype or wider."""
-        if has_kernel(self.kernel, scores):
-            return dropped_weights(self.kernel, scores, lengths.host, self.p, seed)
+        if kernel := self._kernel_for(scores):
+            return dropped_weights(kernel, scores, lengths.host, self.p, seed)
         weights = self.function(scores, lengths)
         return weights if seed is None else drop_by_seed(weights, self.p, seed)
 
@@ -175,14 +175,18 @@ class _DroppedWeights:
         self, scores: Tensor, grad: Tensor, lengths: SequenceLengths, seed: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Return the weights again, and the scores' gradient from theirs."""
-        if has_kernel(self.kernel, scores):
-            return dropped_weights_backward(self.kernel, scores, grad, lengths.host, self.p, seed)
+        if kernel := self._kernel_for(scores):
+            return dropped_weights_backward(kernel, scores, grad, lengths.host, self.p, seed)
         with torch.enable_grad():
             weights = self.function(scores.requires_grad_(), lengths)
         used, grad = weights.detach(), grad.to(weights.dtype)
         if seed is not None:
             used, grad = (drop_by_seed(x, self.p, seed) for x in (used, grad))
-        return used, *torch.autograd.grad(weights, scores, grad)
+        (grad_scores,) = torch.autograd.grad(weights, scores, grad)
+        return used, grad_scores
+
+    def _kernel_for(self, scores: Tensor) -> str | None:
+        return self.kernel if has_kernel(self.kernel, scores) else None
 
 
 class _Attend(torch.autograd.Function):
