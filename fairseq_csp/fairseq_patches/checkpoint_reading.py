@@ -179,7 +179,7 @@ def configuration(state: dict) -> DictConfig:
     # the defaults of some refer to other groups
     with open_dict(cfg):
         for group in BUILT:
-            OmegaConf.resolve(cfg[group])
+            cfg[group] = OmegaConf.to_container(cfg[group], resolve=True)
     return cfg
 
 
