@@ -83,6 +83,7 @@ def measure_layer(machine: Machine, spec: dict) -> dict:
     batch, length = spec["batch"], spec["length"]
     if spec["which"] == "whole":
         _recomputed.FEW_SCORES = _recomputed.SCORES_ON_DEVICE = batch * length**2
+        _recomputed.FEW_POSITIONS = length
     public = spec["which"] == "public"
     layer = (public_layer if public else our_layer)(*sizes).to(machine.device).train()
     shape = (length, batch, spec["dim"]) if public else (batch, spec["dim"], length)
