@@ -422,6 +422,9 @@ def _preparation(directory: Path) -> str:
     generator = source.get("generator")
     if isinstance(generator, str) and generator.endswith("stand-in"):
         command.append("--demo")
+    elif generator and defaults.get("generate") is False:
+        # a raw release that lies there would come first
+        command.append("--generate")
     for key, value in {**options, "seed": source.get("seed", options.get("seed"))}.items():
         plain = isinstance(value, str | int | float) and not isinstance(value, bool)
         if key in defaults and plain and value != defaults[key]:

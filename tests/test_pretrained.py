@@ -176,3 +176,11 @@ def test_the_repositorys_own():
         _, script, *arguments = shlex.split(entry.train)
         of_script = ["benchmark=vision"] if script == "train_vit.sh" else []
         assert parse_arguments([*of_script, *arguments])
+
+
+def test_what_was_generated_is_generated_again(tmp_path):
+    data = tmp_path / "pathfinder"
+    command = ["preprocess", "pathfinder", "--generate", "--limit", "2", "--out", str(data)]
+    succeed(sys.executable, "-m", *command)
+    expected = "python -m preprocess pathfinder --generate --limit 2 --out lra_data/pathfinder"
+    assert pretrained._preparation(data) == expected
