@@ -28,8 +28,9 @@ sys.exit(not all(find_spec(name) for name in sys.argv[1:]))' "$@") >/dev/null 2>
 # as `python -m MODULE` by `python -c "$LAUNCH" "$ROOT" MODULE`, but blind to the modules that lie
 # where it is called
 # shellcheck disable=SC2034
-LAUNCH='import runpy, sys
+LAUNCH='import sys
 sys.path[0] = sys.argv[1]
+import runpy
 sys.argv[:3] = sys.argv[2:3]
 runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)'
 
