@@ -84,6 +84,16 @@ inline Vec silu_slope(const Vec& x, const Vec& gate) {
   return gate * (Vec(1.f) + x * (Vec(1.f) - gate));
 }
 
+// Call function with a number of a tensor's dtype, float32 or bfloat16.
+template <typename Function>
+inline void by_dtype(const at::Tensor& x, const Function& function) {
+  switch (x.scalar_type()) {
+    case at::kFloat: function(float()); break;
+    case at::kBFloat16: function(at::BFloat16()); break;
+    default: TORCH_CHECK(false, "numbers of ", x.scalar_type(), " have no kernel");
+  }
+}
+
 // ---- dropout ----
 
 inline uint64_t mixed(uint64_t x) {

@@ -144,11 +144,7 @@ void by_dtype(const std::vector<Tensor>& given, const Function& function) {
     TORCH_CHECK(has_rows(tensor) && tensor.scalar_type() == given[0].scalar_type(),
         "inputs must be of one dtype and (batch, channels, positions), with contiguous positions");
   }
-  switch (given[0].scalar_type()) {
-    case at::kFloat: function(float()); break;
-    case at::kBFloat16: function(at::BFloat16()); break;
-    default: TORCH_CHECK(false, "numbers of ", given[0].scalar_type(), " have no kernel");
-  }
+  fairseq_csp::by_dtype(given[0], function);
 }
 
 // ---- linear map ----

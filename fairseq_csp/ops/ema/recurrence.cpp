@@ -286,15 +286,6 @@ struct Items {
   }
 };
 
-template <typename Function>
-void by_dtype(const Tensor& x, const Function& function) {
-  switch (x.scalar_type()) {
-    case at::kFloat: function(float()); break;
-    case at::kBFloat16: function(at::BFloat16()); break;
-    default: TORCH_CHECK(false, "numbers of ", x.scalar_type(), " have no kernel");
-  }
-}
-
 // Beyond its reach, what a row is long at the most.
 int64_t reach_of(const std::optional<int64_t>& truncation) {
   const int64_t reach = truncation.value_or(std::numeric_limits<int32_t>::max());

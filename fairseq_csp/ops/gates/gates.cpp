@@ -55,11 +55,7 @@ std::array<at::Tensor, outputs> pointwise(
   std::array<at::Tensor, outputs> to;
   for (at::Tensor& tensor : to) tensor = at::empty(from[0].sizes(), from[0].options());
   const int64_t number = number_of(seed);
-  switch (from[0].scalar_type()) {
-    case at::kFloat: run<float>(from, to, p, number, function); break;
-    case at::kBFloat16: run<at::BFloat16>(from, to, p, number, function); break;
-    default: TORCH_CHECK(false, "numbers of ", from[0].scalar_type(), " have no kernel");
-  }
+  by_dtype(from[0], [&](auto one) { run<decltype(one)>(from, to, p, number, function); });
   return to;
 }
 

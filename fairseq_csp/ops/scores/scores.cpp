@@ -191,15 +191,6 @@ void by_kind(const std::string& kind, const Function& function) {
   }
 }
 
-template <typename Function>
-void by_dtype(const Tensor& x, const Function& function) {
-  switch (x.scalar_type()) {
-    case at::kFloat: function(float()); break;
-    case at::kBFloat16: function(at::BFloat16()); break;
-    default: TORCH_CHECK(false, "numbers of ", x.scalar_type(), " have no kernel");
-  }
-}
-
 void check(const Tensor& scores, at::IntArrayRef lengths) {
   TORCH_CHECK(scores.dim() == 3 && scores.is_contiguous(),
       "scores must be (batch, queries, keys), contiguous");
